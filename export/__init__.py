@@ -1,0 +1,1 @@
+"""Export: capture → quantize → lower → serialise → verify. Imported as ``mobilekit.export``."""

@@ -1,0 +1,134 @@
+"""The only place that prints: progress and messages to stderr, results to stdout."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+@dataclass
+class _Settings:
+    quiet: bool = False
+    verbose: bool = False
+
+
+_settings = _Settings()
+
+
+class Bar(Protocol):
+    """A running progress bar."""
+
+    def advance(self, amount: float = 1, note: str = "") -> None:
+        """Move on by ``amount`` and show ``note`` beside the bar."""
+
+
+def configure(*, quiet: bool = False, verbose: bool = False) -> None:
+    """Set how much is printed to stderr for the rest of the process."""
+    _settings.quiet, _settings.verbose = quiet, verbose
+
+
+def status(text: str) -> None:
+    """Print one line of progress to stderr, unless ``--quiet``."""
+    if not _settings.quiet:
+        print(text, file=sys.stderr, flush=True)
+
+
+def detail(text: str) -> None:
+    """Print one line to stderr only with ``--verbose``."""
+    if _settings.verbose:
+        status(text)
+
+
+def warn(text: str) -> None:
+    """Print one warning line to stderr; warnings are shown even with ``--quiet``."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+def error(message: str, hint: str) -> None:
+    """Print an error as two lines to stderr: what is wrong, what to do."""
+    print(f"error: {message}\n{hint}", file=sys.stderr, flush=True)
+
+
+def emit(text: str) -> None:
+    """Print a result to stdout."""
+    print(text, flush=True)
+
+
+def emit_json(value: Any) -> None:
+    """Print exactly one JSON document to stdout."""
+    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False), flush=True)
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print an aligned table to stdout: first column to the left, the others to the right."""
+    cells = [list(headers), *[list(row) for row in rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(headers))]
+    for row in cells:
+        first = row[0].ljust(widths[0])
+        rest = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        emit("   ".join([first, *rest]).rstrip())
+
+
+def is_interactive() -> bool:
+    """Tell whether stderr is a terminal on which a moving bar makes sense."""
+    return sys.stderr.isatty() and "NO_COLOR" not in os.environ
+
+
+@contextlib.contextmanager
+def progress(total: float | None, description: str) -> Iterator[Bar]:
+    """Show a bar while the block runs; a plain line now and then where there is no terminal."""
+    if _settings.quiet:
+        yield _SilentBar()
+    elif is_interactive():
+        with _rich_bar(total, description) as bar:
+            yield bar
+    else:
+        yield _LineBar(total, description)
+
+
+class _SilentBar:
+    def advance(self, amount: float = 1, note: str = "") -> None:
+        """Do nothing."""
+
+
+class _LineBar:
+    """At most one line every ten seconds, so that a log file stays short."""
+
+    def __init__(self, total: float | None, description: str) -> None:
+        self.total, self.description, self.done = total, description, 0.0
+        self.printed_at = time.monotonic()
+
+    def advance(self, amount: float = 1, note: str = "") -> None:
+        self.done += amount
+        if time.monotonic() - self.printed_at >= 10:
+            self.printed_at = time.monotonic()
+            share = f"{self.done / self.total:4.0%}" if self.total else f"{self.done:g}"
+            status(f"  {self.description}  {share}  {note}".rstrip())
+
+
+@contextlib.contextmanager
+def _rich_bar(total: float | None, description: str) -> Iterator[Bar]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("  {task.description}"),
+        BarColumn(bar_width=28),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task(description, total=total, note="")
+
+        class _RichBar:
+            def advance(self, amount: float = 1, note: str = "") -> None:
+                shown.update(task, advance=amount, note=note)
+
+        yield _RichBar()

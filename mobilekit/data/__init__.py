@@ -1,0 +1,1 @@
+"""Text, token and image data: the embedded corpora, user files, calibration batches."""

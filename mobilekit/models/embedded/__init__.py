@@ -1,0 +1,1 @@
+"""The embedded default models: small, really trained, shipped with the package."""

@@ -1,0 +1,58 @@
+"""One file a family; find the family of a model here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mobilekit.core.errors import UnsupportedModelError
+from mobilekit.core.registry import Registry
+from mobilekit.core.suggest import did_you_mean
+
+from .base import Family, Phase, Program, Slice, StateForm, UnitGroup
+
+if TYPE_CHECKING:
+    from torch import nn
+
+FAMILIES: Registry[Family] = Registry("family")
+FAMILIES.register("qwen3", "mobilekit.models.families.qwen3:QWEN3")
+FAMILIES.register("qwen3_moe", "mobilekit.models.families.qwen3_moe:QWEN3_MOE")
+
+
+def all_families() -> list[Family]:
+    """Return every registered family."""
+    return [FAMILIES.get(name) for name in FAMILIES.names()]
+
+
+def family_for_class(class_name: str) -> Family:
+    """Return the family that covers a class, by the class's name.
+
+    Raises:
+        UnsupportedModelError: If none does; the hint lists the supported classes.
+    """
+    for family in all_families():
+        if class_name in family.classes:
+            return family
+    known = [name for family in all_families() for name in family.classes]
+    raise UnsupportedModelError(
+        f"unsupported architecture '{class_name}'{did_you_mean(class_name, known)}",
+        hint=f"Supported classes: {', '.join(sorted(known))}.",
+    )
+
+
+def family_of(model: nn.Module) -> Family:
+    """Return the family of a model."""
+    return family_for_class(type(model).__name__)
+
+
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "Phase",
+    "Program",
+    "Slice",
+    "StateForm",
+    "UnitGroup",
+    "all_families",
+    "family_for_class",
+    "family_of",
+]

@@ -1,0 +1,171 @@
+"""The family seam: all that the rest of MobileKit knows about a model's insides.
+
+A family is one file. It says which classes it covers, where their units (experts, heads, blocks,
+…) are, and how to wrap them for export. Methods and exporters ask the family, never the class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from mobilekit.core.errors import UnsupportedModelError
+from mobilekit.schema.manifest import INTERFACES, Interface, Task, TensorSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+UnitKind = Literal["expert", "head", "channel", "block", "ssm", "image_token"]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One tensor that has an entry for every unit of a group, along one dimension.
+
+    Attributes:
+        module: Path of the module that owns it, as ``model.get_submodule`` takes it.
+        name: Name of the parameter or buffer in that module.
+        dim: Dimension along which the units lie, one index a unit.
+        scored: Whether it is the unit's own weight (an expert's matrix), not a row that merely
+            addresses the unit (a router row).
+    """
+
+    module: str
+    name: str
+    dim: int = 0
+    scored: bool = False
+
+
+@dataclass(frozen=True)
+class UnitGroup:
+    """The units of one kind in one layer.
+
+    Attributes:
+        kind: Which kind they are.
+        layer: Index of the layer.
+        count: How many there are now.
+        minimum: How many must stay for the layer to work (an MoE's top-k).
+        slices: Every tensor to cut when a unit goes.
+        counters: (module path, attribute) pairs that hold the count.
+    """
+
+    kind: UnitKind
+    layer: int
+    count: int
+    minimum: int
+    slices: tuple[Slice, ...]
+    counters: tuple[tuple[str, str], ...] = ()
+
+    def scored_tensors(self, model: nn.Module) -> list[Tensor]:
+        """Return the units' own weights, each with the units in dimension 0."""
+        return [
+            getattr(model.get_submodule(s.module), s.name).movedim(s.dim, 0)
+            for s in self.slices
+            if s.scored
+        ]
+
+
+class StateForm(Enum):
+    """How a program keeps what it remembers between calls; each back end has one it likes."""
+
+    RESIDENT = "resident"  # buffers written by index: ExecuTorch
+    EXPLICIT = "explicit"  # inputs and outputs, grown by concatenation: ONNX
+    ARITHMETIC = "arithmetic"  # buffers written by in-place arithmetic: Core ML states
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Which program is wanted, for which inputs.
+
+    Attributes:
+        name: "forward" (any length), "prefill" or "decode" (fixed length), "step" (a denoiser).
+        state: How it keeps its state.
+        context_length: Positions that the state holds.
+        length: Fixed number of new tokens, or ``None`` for a dynamic length.
+    """
+
+    name: str
+    state: StateForm
+    context_length: int
+    length: int | None = None
+
+
+@dataclass(frozen=True)
+class Program:
+    """A module ready for capture, with what a back end must know about its interface.
+
+    Attributes:
+        module: Plain module; its ``forward`` takes ``example_inputs`` in order.
+        example_inputs: Tensors, or (nested) lists of them, to capture with.
+        dynamic_shapes: As ``torch.export.export`` takes it, or ``None``.
+        inputs: Specs of the inputs, flattened, in order.
+        outputs: Specs of the outputs, flattened, in order.
+        states: Specs of the buffers that persist between calls.
+        layers: Paths, inside ``module``, of the decoder layers or blocks, for diagnosis.
+    """
+
+    module: nn.Module
+    example_inputs: tuple[Any, ...]
+    dynamic_shapes: Any
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    states: tuple[TensorSpec, ...] = ()
+    layers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Family:
+    """What MobileKit knows about a group of classes that share one layout.
+
+    Attributes:
+        name: Id of the family, as in the registry.
+        classes: Names of the ``transformers`` / ``diffusers`` classes it covers.
+        task: What the model does, which fixes its bundle interface.
+        units_of: For each kind of unit, the function that lists its groups, layer by layer.
+        set_count: For each kind, the function that writes the new uniform count into the config.
+        program: Builds the module to capture for a phase.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    task: Task
+    program: Callable[[nn.Module, Phase], Program]
+    units_of: Mapping[str, Callable[[nn.Module], list[UnitGroup]]] = field(default_factory=dict)
+    set_count: Mapping[str, Callable[[Any, int], None]] = field(default_factory=dict)
+
+    KINDS: ClassVar[tuple[str, ...]] = ("expert", "head", "channel", "block", "ssm", "image_token")
+
+    @property
+    def interface(self) -> Interface:
+        """The bundle interface that belongs to the task."""
+        return INTERFACES[self.task]  # type: ignore[return-value]
+
+    def units(self, model: nn.Module, kind: str) -> list[UnitGroup]:
+        """Return the groups of one kind of unit, one a layer.
+
+        Raises:
+            UnsupportedModelError: If this family has no such units.
+        """
+        if kind not in self.units_of:
+            raise UnsupportedModelError(
+                f"{type(model).__name__} (family {self.name}) has no {kind}s",
+                hint=_families_with(kind),
+            )
+        return self.units_of[kind](model)
+
+    def export_program(self, model: nn.Module, phase: Phase) -> Program:
+        """Return the module to capture for ``phase``; ``model`` itself stays as it is."""
+        return self.program(model, phase)
+
+    def example_inputs(self, model: nn.Module, phase: Phase) -> tuple[Any, ...]:
+        """Return inputs that the program of ``phase`` can be captured with."""
+        return self.program(model, phase).example_inputs
+
+
+def _families_with(kind: str) -> str:
+    from . import all_families
+
+    having = [f"{f.name} ({', '.join(f.classes)})" for f in all_families() if kind in f.units_of]
+    return f"Families with {kind}s: {', '.join(having)}." if having else "No family has them yet."

@@ -1,0 +1,1 @@
+"""Modules that a compressed or exported model contains."""

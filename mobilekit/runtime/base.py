@@ -1,0 +1,69 @@
+"""What every runtime gives, wherever the model lives."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mobilekit.core.errors import UsageError
+
+Logits = NDArray[np.float32]
+Tokens = NDArray[np.int64]
+
+
+class TokenLogits(Protocol):
+    """Interface ``token-logits/1``: tokens in, the logits of the last one out, cache inside.
+
+    Attributes:
+        name: Name of the runtime ("torch", "executorch", "onnxruntime", "mil-numpy", "coreml").
+        version: Its version.
+        vocab_size: V.
+        context_length: Most positions that the cache holds, T.
+    """
+
+    name: str
+    version: str
+    vocab_size: int
+    context_length: int
+
+    def reset(self) -> None:
+        """Forget everything; the next call must start at position 0."""
+
+    def forward(self, tokens: Tokens, position: int) -> Logits:
+        """Run ``tokens`` (S,), which stand at ``position`` and after it.
+
+        Positions follow on from the calls since ``reset``; going back to an earlier position
+        discards what was after it.
+
+        Returns:
+            Logits of the last token, shape (V,), float32.
+
+        Raises:
+            UsageError: If ``position + S`` exceeds the context length, or there is no token.
+        """
+
+
+@runtime_checkable
+class FullLogits(Protocol):
+    """A runtime that can also give every position's logits in one call (torch checkpoints)."""
+
+    def full_logits(self, tokens: Tokens) -> Logits:
+        """Return the logits of all positions of one sequence, (S,) → (S, V); needs no cache."""
+
+
+def check_span(count: int, position: int, context_length: int) -> None:
+    """Refuse what does not fit the exported context.
+
+    Raises:
+        UsageError: With the lengths and what to do.
+    """
+    if count < 1:
+        raise UsageError("an empty prompt was given", hint="Give at least one token.")
+    if position < 0 or position + count > context_length:
+        raise UsageError(
+            f"{count} tokens at position {position} do not fit the exported context of "
+            f"{context_length}",
+            hint="Shorten the prompt, or export with a larger --context-length.",
+        )

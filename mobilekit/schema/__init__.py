@@ -1,0 +1,1 @@
+"""The three contracts as data: plans, bundles and results."""

@@ -1,0 +1,167 @@
+"""Open a bundle safely: a directory or a zip, every path and checksum checked before use."""
+
+from __future__ import annotations
+
+import shutil
+import stat
+import tempfile
+import weakref
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mobilekit.core.errors import InvalidInputError, UsageError
+from mobilekit.core.files import read_json, safe_join, sha256_file
+from mobilekit.core.suggest import did_you_mean
+
+from .manifest import BUNDLE_SCHEMA, MANIFEST_FILE, Artifact, FileRecord, Manifest
+
+_MAX_UNPACKED = 64 << 30
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk; nothing in it has been trusted beyond the manifest's form."""
+
+    root: Path
+    manifest: Manifest
+    _keep: object = field(default=None, repr=False, compare=False)
+
+    def artifact(
+        self, name: str | None = None, *, precision: str | None = None
+    ) -> Artifact:
+        """Return one artifact by id, backend or format; the first match in manifest order.
+
+        Raises:
+            UsageError: If none matches; the message lists what there is.
+        """
+        for item in self.manifest.artifacts:
+            named = name is None or name in (item.id, item.backend, item.format, _target(item))
+            if named and precision in (None, item.precision):
+                return item
+        known = [item.id for item in self.manifest.artifacts]
+        wanted = " ".join(part for part in (name, precision) if part)
+        raise UsageError(
+            f"no artifact '{wanted}' in {self.root}{did_you_mean(wanted, known)}",
+            hint=f"This bundle has: {', '.join(known)}.",
+        )
+
+    def path(self, record: FileRecord) -> Path:
+        """Return where a file of the bundle lies, refusing a path that leaves it."""
+        return safe_join(self.root, record.path)
+
+    def artifact_path(self, artifact: Artifact) -> Path:
+        """Return the file or package that a runtime opens, checksums verified.
+
+        Raises:
+            InvalidInputError: If a file is missing or its bytes have changed.
+        """
+        for record in artifact.files:
+            self.check(record)
+        main = self.path(artifact.files[0])
+        if artifact.format != "mlpackage":
+            return main
+        return next(p for p in [main, *main.parents] if p.suffix == ".mlpackage")
+
+    def check(self, record: FileRecord) -> Path:
+        """Return the path of a file whose size and SHA-256 are as the manifest says.
+
+        Raises:
+            InvalidInputError: If it is missing or different.
+        """
+        path = self.path(record)
+        if not path.is_file():
+            raise InvalidInputError(
+                f"{record.path} is missing from the bundle {self.root}",
+                hint="Copy the whole bundle again, or export it anew.",
+            )
+        size = path.stat().st_size
+        if size != record.bytes or sha256_file(path) != record.sha256:
+            raise InvalidInputError(
+                f"{record.path} has changed: {size} bytes, expected {record.bytes} bytes with "
+                f"sha256 {record.sha256[:12]}…",
+                hint="The file is damaged or was edited: copy the bundle again.",
+            )
+        return path
+
+    def check_all(self) -> None:
+        """Check every file that the manifest names."""
+        artifacts = [record for item in self.manifest.artifacts for record in item.files]
+        vectors = [self.manifest.vectors] if self.manifest.vectors else []
+        for record in [*artifacts, *self.manifest.tokenizer, *vectors]:
+            self.check(record)
+
+
+def open_bundle(source: str | Path) -> Bundle:
+    """Open a bundle directory, or unpack a zipped one to a temporary place.
+
+    Raises:
+        InvalidInputError: If it is no bundle, is of a newer schema, or has an unsafe path.
+    """
+    path = Path(source)
+    if path.is_file() and zipfile.is_zipfile(path):
+        holder = Path(tempfile.mkdtemp(prefix="mobilekit-bundle-"))
+        keeper = _Keeper()
+        weakref.finalize(keeper, shutil.rmtree, holder, ignore_errors=True)
+        _unpack(path, holder)
+        return Bundle(holder, _read_manifest(holder), keeper)
+    if not (path / MANIFEST_FILE).is_file():
+        raise InvalidInputError(
+            f"{path} is not a bundle: no {MANIFEST_FILE} in it",
+            hint="Give the directory or .zip that `mobilekit export` wrote.",
+        )
+    return Bundle(path, _read_manifest(path))
+
+
+class _Keeper:
+    """Lives as long as a bundle that was unpacked; its end removes the copy."""
+
+
+def _target(item: Artifact) -> str:
+    return {"pte": "executorch", "onnx": "onnx", "mlpackage": "coreml"}[item.format]
+
+
+def _read_manifest(root: Path) -> Manifest:
+    data = read_json(root / MANIFEST_FILE)
+    found = data.get("schema") if isinstance(data, dict) else None
+    if isinstance(found, str) and found != BUNDLE_SCHEMA and found.startswith("mobilekit.bundle/"):
+        raise InvalidInputError(
+            f"the bundle has schema {found}, this version reads {BUNDLE_SCHEMA}",
+            hint="Update MobileKit, or export the bundle with this version.",
+        )
+    manifest = Manifest.parse(data, str(root / MANIFEST_FILE))
+    for item in manifest.artifacts:
+        for record in item.files:
+            safe_join(root, record.path)
+    for record in [*manifest.tokenizer, *([manifest.vectors] if manifest.vectors else [])]:
+        safe_join(root, record.path)
+    return manifest
+
+
+def _unpack(archive: Path, into: Path) -> None:
+    """Unpack regular files only, inside ``into`` only, up to a total size."""
+    try:
+        with zipfile.ZipFile(archive) as bundle:
+            members = bundle.infolist()
+            if sum(member.file_size for member in members) > _MAX_UNPACKED:
+                raise InvalidInputError(
+                    f"{archive} unpacks to more than {_MAX_UNPACKED >> 30} GB",
+                    hint="Check that this is a bundle.",
+                )
+            for member in members:
+                target = safe_join(into, member.filename.rstrip("/"))
+                if stat.S_ISLNK(member.external_attr >> 16):
+                    raise InvalidInputError(
+                        f"{archive} holds a link: {member.filename}",
+                        hint="Do not use this file: bundles hold plain files only.",
+                    )
+                if member.is_dir():
+                    target.mkdir(parents=True, exist_ok=True)
+                    continue
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with bundle.open(member) as source, target.open("wb") as sink:
+                    shutil.copyfileobj(source, sink)
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise InvalidInputError(
+            f"{archive} is a damaged zip: {error}", hint="Copy the bundle again."
+        ) from None

@@ -1,0 +1,95 @@
+"""Contract 1: a plan says what a compression method does to a model, and why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from mobilekit.core.errors import InvalidInputError
+from mobilekit.core.files import read_json
+from mobilekit.core.strict import StrictModel
+
+PLAN_SCHEMA = "mobilekit.plan/1"
+PLAN_FILE = "plan.json"
+
+
+class KeepEdit(StrictModel):
+    """Keep these units of one layer, in this order; the others go."""
+
+    op: Literal["keep"] = "keep"
+    unit: str = Field(description="Kind of unit: expert, head, channel, ...")
+    layer: int = Field(ge=0, description="Index of the decoder layer or block.")
+    indices: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _ascending(self) -> KeepEdit:
+        if list(self.indices) != sorted(set(self.indices)):
+            raise ValueError(f"indices of layer {self.layer} ascending and without repeats")
+        return self
+
+
+class RemoveEdit(StrictModel):
+    """Remove one sub-block; the residual stream passes through."""
+
+    op: Literal["remove"] = "remove"
+    unit: str = Field(description="Kind of unit: block, ...")
+    layer: int = Field(ge=0)
+
+
+class ReplaceEdit(StrictModel):
+    """Replace the module at a path by one of ``models/modules``."""
+
+    op: Literal["replace"] = "replace"
+    path: str
+    module: str
+    settings: dict[str, Any] = {}
+
+
+Edit = Annotated[KeepEdit | RemoveEdit | ReplaceEdit, Field(discriminator="op")]
+
+
+class TensorFile(StrictModel):
+    """A safetensors file beside the plan that holds its large values."""
+
+    path: str
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class Plan(StrictModel):
+    """What one method does to one model: readable, complete, editable."""
+
+    schema_: Literal["mobilekit.plan/1"] = Field(PLAN_SCHEMA, alias="schema")
+    method: str
+    method_version: int = Field(ge=1)
+    config: dict[str, Any]
+    seed: int
+    parent: str | None = Field(description="Content hash of the checkpoint planned for, or null.")
+    edits: tuple[Edit, ...]
+    tensors: TensorFile | None = None
+    scores: dict[str, Any] = {}
+    summary: dict[str, Any] = {}
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as plain JSON values, ``schema`` first."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+
+def read_plans(path: Path) -> list[Plan]:
+    """Read a ``plan.json``: the plans applied to a checkpoint, in order.
+
+    Raises:
+        InvalidInputError: If it is missing, not JSON, or not a list of plans.
+    """
+    data = read_json(path)
+    if isinstance(data, dict):
+        data = [data]
+    if not isinstance(data, list):
+        raise InvalidInputError(
+            f"{path} holds {type(data).__name__}, expected a list of plans",
+            hint="Write it with: mobilekit plan MODEL --method NAME --out DIR",
+        )
+    return [Plan.parse(entry, f"{path} entry {i}") for i, entry in enumerate(data)]
