@@ -66,13 +66,20 @@ def emit_json(value: Any) -> None:
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print an aligned table to stdout: first column to the left, the others to the right."""
+    """Print an aligned table to stdout: numbers to the right, words to the left."""
     cells = [list(headers), *[list(row) for row in rows]]
     widths = [max(len(row[i]) for row in cells) for i in range(len(headers))]
+    right = [i > 0 and all(_numeric(row[i]) for row in rows) for i in range(len(headers))]
     for row in cells:
-        first = row[0].ljust(widths[0])
-        rest = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        emit("   ".join([first, *rest]).rstrip())
+        padded = [
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(row, widths, right, strict=True)
+        ]
+        emit("   ".join(padded).rstrip())
+
+
+def _numeric(cell: str) -> bool:
+    return not cell or cell[0].isdigit() or cell[0] in "+-−–±<≤"
 
 
 def is_interactive() -> bool:

@@ -48,3 +48,9 @@ class MissingDependencyError(MobileKitError):
     """An optional package or a device is not there (exit code 3)."""
 
     exit_code = 3
+
+
+class NotExecutableError(MobileKitError):
+    """An artifact that cannot be run on this machine; its parity record says why."""
+
+    exit_code = 3

@@ -1,1 +1,53 @@
-"""."""
+"""Load, save and describe checkpoints; families, modules and surgery lie beside it."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .checkpoint import describe, load, save
+    from .inspect import (
+        checkpoint_hash,
+        embedded_path,
+        has_tokenizer,
+        require_tokenizer,
+        resolve,
+        tensor_table,
+    )
+    from .lineage import Provenance, provenance
+
+# name -> module; imported at first use, so that this room is light until a model is touched
+_PUBLIC = {
+    "Provenance": ".lineage",
+    "checkpoint_hash": ".inspect",
+    "describe": ".checkpoint",
+    "embedded_path": ".inspect",
+    "has_tokenizer": ".inspect",
+    "load": ".checkpoint",
+    "provenance": ".lineage",
+    "require_tokenizer": ".inspect",
+    "resolve": ".inspect",
+    "save": ".checkpoint",
+    "tensor_table": ".inspect",
+}
+
+__all__ = [
+    "Provenance",
+    "checkpoint_hash",
+    "describe",
+    "embedded_path",
+    "has_tokenizer",
+    "load",
+    "provenance",
+    "require_tokenizer",
+    "resolve",
+    "save",
+    "tensor_table",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name], __name__), name)
+    raise AttributeError(f"module 'mobilekit.models' has no attribute '{name}'")

@@ -1,1 +1,11 @@
-"""."""
+"""Measure latency, memory and energy of checkpoints and artifacts on a device.
+
+``profile.run(bundle)`` gives one :class:`~mobilekit.schema.result.Result` an artifact and workload,
+with every raw sample in it.
+"""
+
+from __future__ import annotations
+
+from .devices import DEVICES, list_devices, run
+
+__all__ = ["DEVICES", "list_devices", "run"]

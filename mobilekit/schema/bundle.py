@@ -58,10 +58,7 @@ class Bundle:
         """
         for record in artifact.files:
             self.check(record)
-        main = self.path(artifact.files[0])
-        if artifact.format != "mlpackage":
-            return main
-        return next(p for p in [main, *main.parents] if p.suffix == ".mlpackage")
+        return entry_point(self.path(artifact.files[0]))
 
     def check(self, record: FileRecord) -> Path:
         """Return the path of a file whose size and SHA-256 are as the manifest says.
@@ -90,6 +87,11 @@ class Bundle:
         vectors = [self.manifest.vectors] if self.manifest.vectors else []
         for record in [*artifacts, *self.manifest.tokenizer, *vectors]:
             self.check(record)
+
+
+def entry_point(first: Path) -> Path:
+    """Return what a runtime opens: the first file itself, or the package that it lies in."""
+    return next((p for p in first.parents if p.suffix == ".mlpackage"), first)
 
 
 def open_bundle(source: str | Path) -> Bundle:

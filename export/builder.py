@@ -1,0 +1,210 @@
+"""Build a bundle: every target and precision of one checkpoint, run and compared, in one place."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mobilekit.core import console
+from mobilekit.core.errors import UsageError
+from mobilekit.core.files import atomic_directory
+from mobilekit.core.optional import require
+from mobilekit.core.suggest import did_you_mean
+from mobilekit.data.tokenizer import load_tokenizer
+from mobilekit.models import checkpoint_hash, load, require_tokenizer, resolve
+from mobilekit.runtime.torch import TorchRuntime
+from mobilekit.schema.manifest import Manifest
+
+from . import vectors as parity_vectors
+from .backends import BACKENDS
+from .job import Job, Outcome
+from .pool import run_jobs
+from .seal import VECTORS_FILE, seal
+
+if TYPE_CHECKING:
+    from torch import nn
+
+TARGETS = ("executorch", "onnx", "coreml")
+PRECISIONS = ("fp32", "int8")
+
+
+@dataclass(frozen=True)
+class _Request:
+    checkpoint: Path
+    targets: tuple[str, ...]
+    precisions: tuple[str, ...]
+    context_length: int
+
+
+def build(
+    checkpoint: str | Path,
+    out: str | Path,
+    *,
+    targets: Sequence[str] = TARGETS,
+    precisions: Sequence[str] = PRECISIONS,
+    context_length: int = 512,
+    recipe: dict[str, Any] | None = None,
+) -> Manifest:
+    """Export a checkpoint to a bundle directory, every artifact verified.
+
+    An artifact whose parity fails is in the bundle with ``passed`` false; the caller decides.
+
+    Args:
+        checkpoint: Checkpoint directory or "embedded"; it needs a tokenizer.
+        out: Bundle directory to create.
+        targets: Of ``executorch``, ``onnx``, ``coreml``.
+        precisions: Of ``fp32``, ``int8``.
+        context_length: Positions that the key-value cache holds.
+        recipe: The recipe that led here, kept in the manifest.
+
+    Raises:
+        UsageError: Unknown target or precision, or a context that the model does not have.
+        InvalidInputError: A damaged checkpoint, or one without a tokenizer.
+        MissingDependencyError: A target whose packages are not installed.
+    """
+    request = _check(checkpoint, targets, precisions, context_length)
+    model = load(request.checkpoint, device="cpu", dtype="float32")
+    _check_context(model, context_length)
+    with atomic_directory(Path(out)) as bundle:
+        vectors = _record_vectors(model, request)
+        parity_vectors.write(vectors, bundle / VECTORS_FILE)
+        del model
+        scratch = bundle / ".work"
+        outcomes = _make_artifacts(request, bundle, scratch)
+        for name in outcomes:
+            answer = scratch / f"{name}.safetensors"
+            vectors.same[name] = parity_vectors.read_answer(answer)
+        parity_vectors.write(vectors, bundle / VECTORS_FILE)
+        shutil.rmtree(scratch)
+        return seal(request.checkpoint, bundle, context_length, outcomes, recipe)
+
+
+def _check(
+    checkpoint: str | Path, targets: Sequence[str], precisions: Sequence[str], context_length: int
+) -> _Request:
+    if not targets or not precisions:
+        raise UsageError("nothing to export", hint="Name at least one target and one precision.")
+    for target in targets:
+        backend = BACKENDS.get(target)
+        for package in backend.packages:
+            require(package, extra=backend.extra)
+        for precision in precisions:
+            if precision not in backend.precisions:
+                raise UsageError(
+                    f"target '{target}' has no precision '{precision}'"
+                    f"{did_you_mean(precision, backend.precisions)}",
+                    hint=f"It has: {', '.join(backend.precisions)}.",
+                )
+    path = resolve(checkpoint)
+    require_tokenizer(path)
+    return _Request(path, tuple(targets), tuple(precisions), context_length)
+
+
+def _check_context(model: nn.Module, context_length: int) -> None:
+    config: Any = model.config
+    most = int(config.max_position_embeddings)
+    if not 8 <= context_length <= most:
+        raise UsageError(
+            f"context length {context_length} was asked for, but the model has positions for "
+            f"8 to {most}",
+            hint=f"Choose a --context-length of at most {most}.",
+        )
+
+
+def _record_vectors(model: nn.Module, request: _Request) -> parity_vectors.Vectors:
+    prompts = _prompts(request)
+    longest = max(len(prompt) for prompt in prompts)
+    new_tokens = min(parity_vectors.NEW_TOKENS, request.context_length - longest)
+    console.detail(f"  eager continues {len(prompts)} prompts by {new_tokens} tokens")
+    return parity_vectors.record(TorchRuntime(model), prompts, new_tokens)
+
+
+def _prompts(request: _Request) -> list[list[int]]:
+    """Cut prompts of different lengths out of the held-out text."""
+    from mobilekit.data.corpora import heldout_text
+
+    tokenizer = load_tokenizer(request.checkpoint)
+    text = heldout_text()
+    stride = len(text) // parity_vectors.NUM_PROMPTS
+    longest = max(1, min(48, request.context_length // 2))
+    prompts = []
+    for i in range(parity_vectors.NUM_PROMPTS):
+        ids = tokenizer.encode(text[i * stride : i * stride + 16 * longest])
+        prompts.append(ids[: max(1, longest * (i + 1) // parity_vectors.NUM_PROMPTS)])
+    return prompts
+
+
+def artifact_id(target: str, precision: str) -> str:
+    """Return the id of an artifact: target, back end, precision."""
+    return f"{target}-{BACKENDS.get(target).backend}-{precision}"
+
+
+def _make_artifacts(request: _Request, bundle: Path, scratch: Path) -> dict[str, Outcome]:
+    cores = os.cpu_count() or 1
+    wanted = [(t, p) for p in request.precisions for t in request.targets]
+    workers = max(1, min(len(wanted), cores // 2 if cores > 4 else cores))
+    jobs = {
+        artifact_id(t, p): _job(request, t, p, bundle, scratch, max(1, cores // workers))
+        for t, p in wanted
+    }
+    with console.progress(len(jobs), "lower and verify") as bar:
+
+        def on_done(name: str, outcome: Outcome) -> None:
+            bar.advance(1, note=name)
+            console.status(f"  {name:30} {_summary(outcome)}")
+
+        outcomes = run_jobs(jobs, workers=workers, on_done=on_done)
+    return {artifact_id(t, p): outcomes[artifact_id(t, p)] for t, p in sorted(wanted, key=_order)}
+
+
+def _order(pair: tuple[str, str]) -> tuple[int, int]:
+    target, precision = pair
+    return TARGETS.index(target), PRECISIONS.index(precision)
+
+
+def _summary(outcome: Outcome) -> str:
+    assert outcome.lowered is not None and outcome.parity is not None
+    parity = outcome.parity
+    took = "cached" if outcome.cached else f"{outcome.lowered.seconds:.1f} s"
+    if not parity.executed or parity.against_same is None:
+        return f"{took:>8}   not run: {parity.reason}"
+    verdict = "ok" if parity.passed else f"FAILED at {parity.first_diverging_layer}"
+    error, top1 = parity.against_same.max_abs, parity.against_same.top1
+    return f"{took:>8}   parity max|Δ| {error:.1e}, top-1 {top1:.1%}   {verdict}"
+
+
+def _job(
+    request: _Request, target: str, precision: str, bundle: Path, scratch: Path, threads: int
+) -> Job:
+    name = artifact_id(target, precision)
+    tokens = _special_tokens(request.checkpoint)
+    return Job(
+        checkpoint=str(request.checkpoint.resolve()),
+        checkpoint_hash=checkpoint_hash(request.checkpoint),
+        target=target,
+        precision=precision,
+        context_length=request.context_length,
+        vectors=str((bundle / VECTORS_FILE).resolve()),
+        out=str((bundle / name).resolve()),
+        answer=str((scratch / f"{name}.safetensors").resolve()),
+        outcome=str((scratch / f"{name}.json").resolve()),
+        threads=threads,
+        **tokens,
+    )
+
+
+def _special_tokens(checkpoint: Path) -> dict[str, Any]:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(checkpoint)
+    eos = config.eos_token_id
+    ends = () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
+    return {
+        "bos_token_id": config.bos_token_id,
+        "eos_token_ids": ends,
+        "pad_token_id": config.pad_token_id,
+    }

@@ -1,0 +1,176 @@
+"""Parity: does the artifact say what the checkpoint says?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from mobilekit.core.errors import CheckFailedError, InvalidInputError
+from mobilekit.metrics.language import kl_divergence
+from mobilekit.runtime import TokenLogits, open_artifact
+from mobilekit.schema.bundle import Bundle
+from mobilekit.schema.manifest import (
+    Artifact,
+    Deviation,
+    GreedyRecord,
+    Manifest,
+    ParityRecord,
+    Tolerance,
+)
+
+from . import vectors as parity_vectors
+from .vectors import Answer, Vectors
+
+EAGER_FP32 = "eager-fp32"
+AFTER_LAST_LAYER = "after the last layer (final norm or lm_head)"
+
+
+def measure(
+    runtime: TokenLogits, vectors: Vectors, same: Answer, *, precision: str, tolerance: Tolerance
+) -> ParityRecord:
+    """Run an artifact on the vectors and compare it with both references.
+
+    Args:
+        runtime: The artifact, open.
+        vectors: The bundle's vectors.
+        same: Answer of the same-precision reference.
+        precision: The artifact's precision, for the reference's name.
+        tolerance: What ``passed`` is decided by, against the same-precision reference.
+    """
+    answer = parity_vectors.replay(runtime, vectors)
+    against_fp32 = deviation(EAGER_FP32, vectors.eager, answer)
+    against_same = deviation(f"eager-{precision}", same, answer)
+    passed = (
+        against_same.max_abs <= tolerance.max_abs
+        and against_same.kl <= tolerance.kl
+        and against_same.top1 >= tolerance.top1
+    )
+    return ParityRecord(
+        executed=True,
+        evaluator=f"{runtime.name} {runtime.version}",
+        against_fp32=against_fp32,
+        against_same=against_same,
+        greedy=compare_greedy(vectors, answer, against_fp32.max_abs),
+        tolerance=tolerance,
+        passed=bool(passed),
+    )
+
+
+def deviation(name: str, reference: Answer, answer: Answer) -> Deviation:
+    """Return how far ``answer`` is from ``reference``; a non-finite logit counts as infinitely far.
+
+    The maximum is over all recorded logits, KL their mean, top-1 over every step.
+    """
+    if not np.isfinite(answer.logits).all():
+        huge = float(np.finfo(np.float32).max)
+        return Deviation(reference=name, max_abs=huge, kl=huge, top1=0.0)
+    difference = np.abs(reference.logits.astype(np.float64) - answer.logits)
+    return Deviation(
+        reference=name,
+        max_abs=float(difference.max()),
+        kl=kl_divergence(reference.logits, answer.logits),
+        top1=float((reference.argmax == answer.argmax).mean()),
+    )
+
+
+def compare_greedy(vectors: Vectors, answer: Answer, error: float) -> GreedyRecord:
+    """Compare greedy continuations with eager's.
+
+    A first divergence is excused where eager's own top-2 gap is below twice the measured error:
+    either token is then within the error of being the most likely.
+    """
+    equal = excused = 0
+    for p in range(len(vectors.prompts)):
+        differs = np.flatnonzero(answer.argmax[p] != vectors.tokens[p])
+        if not len(differs):
+            equal += 1
+        elif vectors.gaps[p, differs[0]] < 2 * error:
+            excused += 1
+    prompts, new_tokens = vectors.tokens.shape
+    return GreedyRecord(
+        prompts=prompts,
+        new_tokens=new_tokens,
+        equal=equal,
+        excused=excused,
+        different=prompts - equal - excused,
+    )
+
+
+def verify(
+    bundle: Bundle, *, checkpoint: Path | None = None, only: str | None = None
+) -> dict[str, ParityRecord]:
+    """Repeat the parity check of a bundle.
+
+    Args:
+        bundle: An open bundle.
+        checkpoint: The checkpoint it was exported from, to name the first diverging layer of an
+            artifact that fails.
+        only: Id, target or back end of the one artifact to check; all where ``None``.
+
+    Returns:
+        The new record of each artifact that was checked, by id.
+
+    Raises:
+        CheckFailedError: If a file's checksum is wrong.
+        UsageError: If there is no artifact ``only``.
+    """
+    check_files(bundle)
+    if bundle.manifest.vectors is None:
+        raise InvalidInputError(
+            f"{bundle.root} has no parity vectors", hint="Export the bundle anew."
+        )
+    vectors = parity_vectors.read(bundle.path(bundle.manifest.vectors))
+    chosen = [bundle.artifact(only)] if only else list(bundle.manifest.artifacts)
+    return {item.id: _verify_one(bundle, item, vectors, checkpoint) for item in chosen}
+
+
+def check_files(bundle: Bundle) -> None:
+    """Check every file against the manifest.
+
+    Raises:
+        CheckFailedError: With the first file that is missing or changed.
+    """
+    try:
+        bundle.check_all()
+    except InvalidInputError as error:
+        raise CheckFailedError(error.message, hint=error.hint) from None
+
+
+def _verify_one(
+    bundle: Bundle, item: Artifact, vectors: Vectors, checkpoint: Path | None
+) -> ParityRecord:
+    if not item.parity.executed:
+        return item.parity
+    record = measure(
+        open_artifact(bundle, item),
+        vectors,
+        vectors.same.get(item.id, vectors.eager),
+        precision=item.precision,
+        tolerance=item.parity.tolerance,
+    )
+    if record.passed or checkpoint is None:
+        return record
+    layer = diagnose(bundle.manifest, bundle.artifact_path(item), item, vectors, checkpoint)
+    return record.model_copy(update={"first_diverging_layer": layer})
+
+
+def diagnose(
+    manifest: Manifest, path: Path, item: Artifact, vectors: Vectors, checkpoint: Path
+) -> str:
+    """Name the first layer of an artifact that diverges from its reference."""
+    from mobilekit.models import load
+    from mobilekit.models.families import family_of
+
+    from .backends import BACKENDS
+    from .backends.base import ExportSpec
+
+    target = item.id.split("-")[0]
+    model = load(checkpoint, device="cpu", dtype="float32")
+    spec = ExportSpec(item.precision, int(manifest.model["context_length"]))
+    prompt = list(vectors.prompts[0])
+    layer = BACKENDS.get(target).diagnose(path, model, family_of(model), spec, prompt)
+    return layer or AFTER_LAST_LAYER
+
+
+__all__ = ["AFTER_LAST_LAYER", "check_files", "compare_greedy", "deviation", "diagnose", "measure", "verify"]

@@ -1,0 +1,98 @@
+"""Seal a bundle: copy what belongs to the artifacts, and write the manifest over all of it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import mobilekit
+from mobilekit.core.files import atomic_write_json, read_json, sha256_file
+from mobilekit.models import checkpoint_hash, describe
+from mobilekit.models.families import family_for_class
+from mobilekit.schema.manifest import MANIFEST_FILE, Artifact, FileRecord, Manifest
+from mobilekit.schema.plan import PLAN_FILE, read_plans
+
+from .backends import BACKENDS
+from .job import Outcome
+
+VECTORS_FILE = "vectors/parity.safetensors"
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",
+)
+
+
+def seal(
+    source: Path,
+    bundle: Path,
+    context_length: int,
+    outcomes: dict[str, Outcome],
+    recipe: dict[str, Any] | None,
+) -> Manifest:
+    """Write the manifest of a bundle whose artifacts and vectors are in place."""
+    facts = describe(source)
+    family = family_for_class(facts["class"])
+    plans = read_plans(source / PLAN_FILE) if (source / PLAN_FILE).is_file() else []
+    tokenizer = [name for name in _TOKENIZER_FILES if (source / name).is_file()]
+    licences = sorted(path.name for path in source.glob("*LICEN[CS]E*") if path.is_file())
+    manifest = Manifest(
+        task=family.task,
+        interface=family.interface,
+        model={**facts, **_model_facts(source), "context_length": context_length},
+        artifacts=tuple(_artifact(bundle, name, o) for name, o in outcomes.items()),
+        tokenizer=tuple(_copy(source, bundle, name, "tokenizer") for name in tokenizer),
+        vectors=record(bundle, VECTORS_FILE),
+        plans=tuple(plan.to_json() for plan in plans),
+        licences=tuple(_copy(source, bundle, name, "licences").path for name in licences),
+        recipe=recipe,
+        provenance={"checkpoint": checkpoint_hash(source), "mobilekit": mobilekit.__version__},
+    )
+    atomic_write_json(bundle / MANIFEST_FILE, manifest.to_json())
+    return manifest
+
+
+def record(bundle: Path, name: str) -> FileRecord:
+    """Return the record of a file of the bundle."""
+    path = bundle / name
+    return FileRecord(path=name, bytes=path.stat().st_size, sha256=sha256_file(path))
+
+
+def _copy(source: Path, bundle: Path, name: str, folder: str) -> FileRecord:
+    target = bundle / folder / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source / name, target)
+    return record(bundle, f"{folder}/{name}")
+
+
+def _model_facts(source: Path) -> dict[str, Any]:
+    config = read_json(source / "config.json")
+    wanted = ("vocab_size", "hidden_size", "num_hidden_layers", "bos_token_id", "eos_token_id")
+    return {key: config.get(key) for key in wanted}
+
+
+def _artifact(bundle: Path, name: str, outcome: Outcome) -> Artifact:
+    assert outcome.lowered is not None  # a worker without a result has raised already
+    assert outcome.parity is not None
+    target, _, precision = name.split("-")
+    backend, lowered = BACKENDS.get(target), outcome.lowered
+    lowering = {
+        "seconds": lowered.seconds,
+        "peak_rss_bytes": lowered.peak_rss_bytes,
+        "cached": outcome.cached,
+    }
+    return Artifact(
+        id=name,
+        format=backend.format,
+        backend=backend.backend,
+        precision=precision,
+        runtime=lowered.runtime,
+        files=tuple(record(bundle, f"{name}/{path}") for path in lowered.files),
+        programs=lowered.programs,
+        weights=lowered.weights,
+        parity=outcome.parity,
+        settings={**lowered.settings, "lowering": lowering},
+    )

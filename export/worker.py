@@ -1,0 +1,86 @@
+"""One artifact in a process of its own: lower it, run it, compare it.
+
+A process of its own keeps the converters' chatter out of the terminal, frees their memory, and
+turns a crash or an out-of-memory kill inside one of them into an error with a name.
+``python -m mobilekit.export.worker JOB.json`` writes the outcome where the job says.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mobilekit.core.errors import MobileKitError, NotExecutableError
+from mobilekit.core.files import atomic_write, atomic_write_json, read_json
+from mobilekit.runtime import RUNTIMES
+from mobilekit.schema.bundle import entry_point
+from mobilekit.schema.manifest import ParityRecord
+
+from .job import Job, LoweredRecord, Outcome
+
+if TYPE_CHECKING:
+    from .backends.base import Backend
+
+
+def main(job_path: str) -> int:
+    """Do one job; expected errors go into the outcome, a crash leaves none."""
+    job = Job.parse(read_json(Path(job_path)), job_path)
+    try:
+        outcome = make(job)
+    except MobileKitError as error:
+        described = {"kind": type(error).__name__, "message": error.message, "hint": error.hint}
+        outcome = Outcome(error=described)
+    atomic_write_json(Path(job.outcome), outcome.model_dump(mode="json"))
+    return 0
+
+
+def make(job: Job) -> Outcome:
+    """Lower, run the artifact and its reference on the vectors, and compare them."""
+    import torch
+
+    from .backends import BACKENDS
+    from .lowering import lower
+
+    torch.set_num_threads(job.threads)
+    torch.set_grad_enabled(False)
+    backend = BACKENDS.get(job.target)
+    record, cached = lower(job, backend)
+    return Outcome(lowered=record, parity=_parity(job, record, backend), cached=cached)
+
+
+def _parity(job: Job, record: LoweredRecord, backend: Backend) -> ParityRecord:
+    """Compare the written files with eager; name the first diverging layer where it fails."""
+    from mobilekit.models import load
+    from mobilekit.models.families import family_of
+
+    from . import vectors as parity_vectors
+    from .lowering import spec_of
+    from .parity import AFTER_LAST_LAYER, measure
+
+    model = load(job.checkpoint, device="cpu", dtype="float32")
+    family, spec = family_of(model), spec_of(job)
+    vectors = parity_vectors.read(Path(job.vectors))
+    same = parity_vectors.replay(backend.reference(model, family, spec), vectors)
+    atomic_write(Path(job.answer), parity_vectors.pack_answer(same))
+    path = entry_point(Path(job.out) / next(iter(record.files)))
+    tolerance = backend.tolerance(spec)
+    try:
+        runtime = RUNTIMES.get(backend.format)(
+            path,
+            context_length=job.context_length,
+            vocab_size=int(model.config.vocab_size),
+            threads=job.threads,
+        )
+        parity = measure(runtime, vectors, same, precision=job.precision, tolerance=tolerance)
+    except NotExecutableError as error:
+        return ParityRecord(executed=False, reason=error.message, tolerance=tolerance)
+    if parity.passed:
+        return parity
+    prompt = list(vectors.prompts[0])
+    layer = backend.diagnose(path, model, family, spec, prompt) or AFTER_LAST_LAYER
+    return parity.model_copy(update={"first_diverging_layer": layer})
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,6 @@
+"""``python -m mobilekit``."""
+
+from mobilekit.cli.main import main
+
+if __name__ == "__main__":
+    main()

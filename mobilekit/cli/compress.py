@@ -1,0 +1,80 @@
+"""``mobilekit compress``: plan and apply, or apply a plan that was edited."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .common import Answer, command, megabytes, parse_settings
+
+if TYPE_CHECKING:
+    from mobilekit.schema.plan import Plan
+
+EPILOG = (
+    "Examples: mobilekit compress embedded --method aimer --set sparsity=0.25 --out small   ·   "
+    "mobilekit compress embedded --plan plan/plan.json --out small"
+)
+
+
+@command
+def main(
+    model: Annotated[str, typer.Argument(help="Checkpoint directory, or 'embedded'.")],
+    out: Annotated[Path, typer.Option(help="Checkpoint directory to create.")],
+    method: Annotated[str | None, typer.Option(help="Method to plan with.")] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="A plan.json to carry out instead of planning.")
+    ] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A method setting.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> Answer:
+    """Write a smaller checkpoint, which plain transformers loads where its shape is uniform."""
+    from mobilekit import compress
+    from mobilekit.core import console
+    from mobilekit.core.errors import UsageError
+    from mobilekit.models import describe, has_tokenizer, load, resolve, save
+
+    if (method is None) == (plan is None):
+        raise UsageError(
+            "give either --method or --plan", hint="For example: --method aimer --set sparsity=0.25"
+        )
+    if method is not None:
+        compress.METHODS.get(method).Config.parse(parse_settings(setting or []), f"method {method}")
+    elif setting:
+        raise UsageError("--set has no effect with --plan", hint="Edit the plan file instead.")
+    source = resolve(model)
+    if not has_tokenizer(source):
+        console.warn(f"{model} has no tokenizer; the result cannot be exported without one")
+    loaded = load(source, device=device)
+    for step in _plans(loaded, method, plan, setting or []):
+        for warning in step.warnings:
+            console.warn(warning)
+        loaded = compress.apply(loaded, step)
+    save(loaded, out, tokenizer_from=source)
+    before, after = describe(source), describe(out)
+    keys = ("parameters", "active_parameters", "weight_bytes")
+    rows = [[key.replace("_", " "), *_row(key, before[key], after[key])] for key in keys]
+    return Answer(
+        {"before": before, "after": after, "checkpoint": str(out)},
+        headers=("", "before", "after", "change"),
+        rows=rows,
+        closing=["", f"Checkpoint {out}"],
+    )
+
+
+def _plans(loaded: object, method: str | None, plan: Path | None, pairs: list[str]) -> list[Plan]:
+    from mobilekit import compress
+    from mobilekit.schema.plan import read_plans
+
+    if plan is not None:
+        return read_plans(plan)
+    assert method is not None
+    return [compress.plan(loaded, method, **parse_settings(pairs))]
+
+
+def _row(key: str, before: int, after: int) -> tuple[str, str, str]:
+    show = megabytes if key == "weight_bytes" else lambda n: f"{n / 1e6:.3f} M"
+    return show(before), show(after), f"{after / before - 1:+.1%}"

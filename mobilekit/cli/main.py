@@ -1,0 +1,82 @@
+"""Entry point of ``mobilekit``: finds the command, turns errors into two lines and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import typer
+
+from mobilekit.core import console
+from mobilekit.core.errors import MobileKitError
+
+COMMANDS = (
+    "demo",
+    "init",
+    "run",
+    "plan",
+    "compress",
+    "recover",
+    "export",
+    "verify",
+    "profile",
+    "evaluate",
+    "report",
+    "methods",
+    "devices",
+)
+
+_EPILOG = "Start here: mobilekit demo   ·   Then: mobilekit init && mobilekit run recipe.yaml"
+
+
+def build_app() -> typer.Typer:
+    """Return the application with every command; help is plain text, which is fast."""
+    app = typer.Typer(
+        name="mobilekit",
+        help="Compress a model, export it to a phone, and prove that it got there.",
+        epilog=_EPILOG,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        no_args_is_help=True,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    )
+    app.callback(invoke_without_command=True)(_root)
+    for name in COMMANDS:
+        module = importlib.import_module(f"mobilekit.cli.{name}")
+        app.command(name, epilog=module.EPILOG)(module.main)
+    return app
+
+
+def _root(
+    version: bool = typer.Option(False, "--version", help="Print the version."),
+) -> None:
+    if version:
+        import mobilekit
+
+        console.emit(f"mobilekit {mobilekit.__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    try:
+        build_app()()
+    except MobileKitError as error:
+        if "--debug" in sys.argv:
+            raise
+        console.error(error.message, error.hint)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        console.error("interrupted", "Finished steps are kept: go on with --resume.")
+        sys.exit(130)
+    except BrokenPipeError:
+        # the reader went away; without this, Python complains again when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        if "--debug" in sys.argv:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        console.error(f"{error.strerror or error}{where}", "Check the path, space and permissions.")
+        sys.exit(2)

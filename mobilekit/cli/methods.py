@@ -1,0 +1,42 @@
+"""``mobilekit methods``: which compression methods there are, and their settings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .common import Answer, command
+
+if TYPE_CHECKING:
+    from mobilekit.core.strict import StrictModel
+
+EPILOG = "Examples: mobilekit methods   ·   mobilekit methods aimer"
+
+
+@command
+def main(
+    name: Annotated[str | None, typer.Argument(help="Method whose settings to show.")] = None,
+) -> Answer:
+    """List the compression methods, or one method's settings."""
+    from mobilekit.compress import METHODS
+
+    if name is not None:
+        return _settings(name, METHODS.get(name).Config)
+    rows, data = [], []
+    for known in METHODS.names():
+        method = METHODS.get(known)
+        summary = (method.Config.__doc__ or "").strip().splitlines()[0]
+        needs = ", ".join(sorted(method.needs))
+        rows.append([known, needs, summary])
+        data.append({"name": known, "needs": sorted(method.needs), "summary": summary})
+    return Answer(data, headers=("method", "acts on", "summary"), rows=rows)
+
+
+def _settings(name: str, config: type[StrictModel]) -> Answer:
+    rows: list[list[str]] = []
+    schema: dict[str, Any] = config.model_json_schema()
+    for key, field in config.model_fields.items():
+        rows.append([key, repr(field.default), field.description or ""])
+    lines = [f"Settings of {name}, given as --set KEY=VALUE or in a recipe:", ""]
+    return Answer(schema, lines=lines, headers=("setting", "default", "meaning"), rows=rows)

@@ -1,0 +1,70 @@
+"""``mobilekit plan``: decide, and touch no weight."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .common import Answer, command, parse_settings
+
+if TYPE_CHECKING:
+    from mobilekit.schema.plan import Plan
+
+EPILOG = (
+    "Examples: mobilekit plan embedded --method aimer --set sparsity=0.25 --out plan   ·   "
+    "mobilekit plan MODEL --method aimer --set variant=random --out plan --json"
+)
+
+
+@command
+def main(
+    model: Annotated[str, typer.Argument(help="Checkpoint directory, or 'embedded'.")],
+    method: Annotated[str, typer.Option(help="Method; `mobilekit methods` lists them.")],
+    out: Annotated[Path, typer.Option(help="Directory to write plan.json into.")],
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A method setting.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> Answer:
+    """Write what a method would do to a model, as a plan that can be read and edited."""
+    from mobilekit.core import console
+    from mobilekit.core.files import atomic_directory, atomic_write_json
+    from mobilekit.schema.plan import PLAN_FILE
+
+    plan = make_plan(model, method, setting or [], device)
+    for warning in plan.warnings:
+        console.warn(warning)
+    with atomic_directory(out) as fresh:
+        atomic_write_json(fresh / PLAN_FILE, [plan.to_json()])
+    return Answer(
+        plan.to_json(),
+        headers=("layer", "kept", "removed"),
+        rows=plan_rows(plan),
+        closing=["", f"Plan {out / PLAN_FILE}"],
+    )
+
+
+def make_plan(source: str, method: str, settings: list[str], device: str) -> Plan:
+    """Load a model and let a method plan for it; a missing tokenizer is only a warning."""
+    from mobilekit import compress
+    from mobilekit.core import console
+    from mobilekit.models import has_tokenizer, load, resolve
+
+    chosen = compress.METHODS.get(method)
+    parsed = parse_settings(settings)
+    chosen.Config.parse(parsed, f"method {method}")
+    if not has_tokenizer(resolve(source)):
+        console.warn(f"{source} has no tokenizer; it can be compressed, but not exported")
+    return compress.plan(load(source, device=device), method, **parsed)
+
+
+def plan_rows(plan: Plan) -> list[list[str]]:
+    """Return one row a layer: how many units stay, which go."""
+    rows = []
+    for layer in plan.scores.get("layers", []):
+        gone: list[Any] = layer.get("pruned", [])
+        shown = ", ".join(str(index) for index in gone) or "none"
+        rows.append([str(layer["layer"]), str(len(layer.get("kept", []))), shown])
+    return rows

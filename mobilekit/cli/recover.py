@@ -1,0 +1,61 @@
+"""``mobilekit recover``: train a compressed checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .common import Answer, command, parse_settings
+
+EPILOG = (
+    "Examples: mobilekit recover small --teacher embedded --set tokens=200000 --out better   ·   "
+    "mobilekit recover small --set objective=[next_token] --out better"
+)
+
+
+@command
+def main(
+    model: Annotated[str, typer.Argument(help="Compressed checkpoint directory.")],
+    out: Annotated[Path, typer.Option(help="Checkpoint directory to create.")],
+    teacher: Annotated[
+        str | None, typer.Option(help="Dense checkpoint to distil from; needed for 'distill'.")
+    ] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A training setting.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> Answer:
+    """Give a compressed model back part of what compression took."""
+    from mobilekit.core.errors import UsageError
+    from mobilekit.models import require_tokenizer, resolve
+    from mobilekit.pipeline.recovery import recover_checkpoint
+    from mobilekit.train.recover import RecoverConfig
+
+    config = RecoverConfig.parse(parse_settings(setting or []), "recover")
+    if "distill" in config.objective and teacher is None:
+        raise UsageError(
+            "objective 'distill' needs a --teacher",
+            hint="Give the dense checkpoint, or --set objective=[next_token].",
+        )
+    if out.exists():
+        raise UsageError(f"{out} exists", hint="Choose another --out.")
+    source = resolve(model)
+    require_tokenizer(source)
+    state = out.parent / f".{out.name}.training.safetensors"
+    result = recover_checkpoint(
+        source, resolve(teacher or model), config, out, device=device, state_path=state
+    )
+    return Answer(
+        {**result.summary(), "checkpoint": str(out)},
+        headers=("", "before", "after"),
+        rows=[
+            [
+                "held-out loss, nats a token",
+                f"{result.heldout_loss_before:.4f}",
+                f"{result.heldout_loss_after:.4f}",
+            ]
+        ],
+        closing=["", f"Checkpoint {out}"],
+    )

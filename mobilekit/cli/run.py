@@ -1,0 +1,55 @@
+"""``mobilekit run``: carry out a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .common import Answer, command
+
+if TYPE_CHECKING:
+    from mobilekit.recipe import Recipe
+
+EPILOG = "Examples: mobilekit run recipe.yaml --out runs/first   ·   … --out runs/first --resume"
+
+
+@command
+def main(
+    recipe: Annotated[Path, typer.Argument(help="Recipe file; `mobilekit init` writes one.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Run directory to create; runs/RECIPE by default.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run; finished steps are kept.")
+    ] = False,
+) -> Answer:
+    """Run a recipe: compress, recover, export, verify, profile, evaluate, report."""
+    from mobilekit.recipe import load_recipe
+
+    target = out or Path("runs") / recipe.stem
+    shown = f"mobilekit run {recipe} --out {target}"
+    return run_recipe(load_recipe(recipe), target, resume=resume, command=shown)
+
+
+def run_recipe(recipe: Recipe, out: Path, *, resume: bool, command: str) -> Answer:
+    """Run a recipe, and answer with the before/after table and the report's path."""
+    from mobilekit.core.errors import CheckFailedError
+    from mobilekit.pipeline import run
+    from mobilekit.report import comparison
+
+    failure = None
+    try:
+        run(recipe, out, resume=resume, command=command)
+    except CheckFailedError as error:
+        failure = error
+    table = comparison(out)
+    if failure is not None:
+        raise failure
+    return Answer(
+        data={"run": str(out), "report": str(out / "report.html"), "comparison": table.data},
+        headers=table.headers,
+        rows=table.rows,
+        closing=["", f"Report {out / 'report.html'}"],
+    )

@@ -1,0 +1,53 @@
+"""``mobilekit verify``: repeat the parity check of a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .common import Answer, command
+
+EPILOG = (
+    "Examples: mobilekit verify runs/demo/bundle   ·   "
+    "mobilekit verify bundle.zip --artifact onnx-cpu-int8 --json"
+)
+
+
+@command
+def main(
+    bundle: Annotated[Path, typer.Argument(help="Bundle directory or zip.")],
+    artifact: Annotated[
+        str | None, typer.Option(help="Id of one artifact; all by default.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="The checkpoint it was exported from, to name the layer at fault."),
+    ] = None,
+) -> Answer:
+    """Check every checksum, run every artifact again, and fail (exit 1) outside the tolerance."""
+    from mobilekit import export
+    from mobilekit.schema.bundle import open_bundle
+
+    from .export import PARITY_HEADERS, parity_cells
+
+    opened = open_bundle(bundle)
+    records = export.verify(opened, checkpoint=_checkpoint(opened.root, model), only=artifact)
+    failed = [name for name, record in records.items() if record.passed is False]
+    return Answer(
+        {name: record.model_dump(mode="json") for name, record in records.items()},
+        headers=("artifact", *PARITY_HEADERS),
+        rows=[[name, *parity_cells(record)] for name, record in records.items()],
+        exit_code=1 if failed else 0,
+    )
+
+
+def _checkpoint(bundle: Path, model: str | None) -> Path | None:
+    """Return the checkpoint to diagnose with: the one named, or the run's own beside the bundle."""
+    from mobilekit.models import resolve
+
+    if model is not None:
+        return resolve(model)
+    beside = bundle.parent / "checkpoint"
+    return beside if (beside / "config.json").is_file() else None

@@ -1,0 +1,1 @@
+"""Pure functions that turn model outputs and samples into figures."""

@@ -1,0 +1,7 @@
+"""The runner: a recipe in, a directory with everything in it out; resumable at every step."""
+
+from __future__ import annotations
+
+from .runner import run
+
+__all__ = ["run"]

@@ -1,0 +1,43 @@
+"""The budget: does at least one artifact fit the phone it is meant for?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mobilekit.core.files import read_json
+from mobilekit.recipe import Budget
+from mobilekit.schema.bundle import open_bundle
+from mobilekit.schema.result import Result
+
+
+def check_budget(budget: Budget | None, root: Path) -> list[str]:
+    """Return what is over the budget, empty where at least one artifact fits."""
+    if budget is None or not (root / "bundle").is_dir():
+        return []
+    peaks = _measured_peaks(root)
+    reasons = []
+    for item in open_bundle(root / "bundle").manifest.artifacts:
+        size = sum(record.bytes for record in item.files) / 1e6
+        over = []
+        if budget.file_mb is not None and size > budget.file_mb:
+            over.append(f"{size:.1f} MB file")
+        if budget.peak_memory_mb is not None:
+            peak = peaks.get(item.id)
+            if peak is None or peak / 1e6 > budget.peak_memory_mb:
+                over.append("peak not measured" if peak is None else f"{peak / 1e6:.0f} MB peak")
+        if not over:
+            return []
+        reasons.append(f"{item.id}: {', '.join(over)}")
+    limits = [f"{budget.file_mb} MB file"] if budget.file_mb else []
+    limits += [f"{budget.peak_memory_mb} MB peak"] if budget.peak_memory_mb else []
+    return [f"no artifact fits the budget of {', '.join(limits)} ({'; '.join(reasons)})"]
+
+
+def _measured_peaks(root: Path) -> dict[str, int]:
+    peaks: dict[str, int] = {}
+    for path in sorted((root / "results").glob("profile-*.json")):
+        result = Result.parse(read_json(path), str(path))
+        if result.memory is not None and result.memory.peak_bytes is not None:
+            known = peaks.get(result.artifact.id, 0)
+            peaks[result.artifact.id] = max(known, result.memory.peak_bytes)
+    return peaks

@@ -1,0 +1,167 @@
+"""Carry out a recipe, step by step, each skipped where it is done already."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import mobilekit
+from mobilekit.core import console
+from mobilekit.core.errors import CheckFailedError
+from mobilekit.core.files import atomic_write_json, read_json
+from mobilekit.models import describe, resolve
+from mobilekit.recipe import Recipe, check_recipe, load_recipe
+from mobilekit.schema.run import RUN_FILE, ModelPair, ModelRecord, RecoveryRecord, RunRecord
+
+from . import steps
+from .budget import check_budget
+from .state import RunDirectory, open_run
+
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "numpy",
+    "safetensors",
+    "executorch",
+    "torchao",
+    "onnx",
+    "onnxruntime",
+    "coremltools",
+)
+
+
+def run(
+    recipe: Recipe | dict[str, Any] | str | Path,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    command: str | None = None,
+) -> RunRecord:
+    """Carry out a recipe.
+
+    Args:
+        recipe: A recipe, its plain data, or the path of a recipe file.
+        out: Run directory: ``checkpoint/``, ``bundle/``, ``results/``, ``run.json``,
+            ``report.html``.
+        resume: Go on with a directory that was begun; steps whose inputs changed run again.
+        command: How the user started the run, for the report.
+
+    Returns:
+        The record that is also in ``run.json``.
+
+    Raises:
+        InvalidInputError: A wrong recipe or a damaged checkpoint; nothing was written.
+        UsageError: An unknown name, or a directory that exists.
+        CheckFailedError: Everything ran, but parity or the budget failed; the report is there.
+    """
+    recipe = _as_recipe(recipe)
+    source = steps.preflight(recipe)
+    with open_run(Path(out), resume=resume) as directory:
+        shown = command or f"mobilekit run recipe.yaml --out {out}"
+        context = steps.Context(recipe, directory, source, created=_created(directory))
+        _announce(context)
+        failures = _carry_out(context, shown)
+    if failures:
+        raise CheckFailedError(
+            "; ".join(failures), hint=f"See {Path(out) / 'report.html'} for the details."
+        )
+    return _record(context, shown)
+
+
+def _as_recipe(recipe: Recipe | dict[str, Any] | str | Path) -> Recipe:
+    if isinstance(recipe, Recipe):
+        return recipe
+    return check_recipe(recipe) if isinstance(recipe, dict) else load_recipe(recipe)
+
+
+def _created(directory: RunDirectory) -> str:
+    """Return when the run began; a resumed run keeps its date, so that its report stays the same."""
+    path = directory.root / ".state" / "created.json"
+    if not path.is_file():
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        atomic_write_json(path, {"created": now})
+    return str(read_json(path)["created"])
+
+
+def _carry_out(context: steps.Context, command: str) -> list[str]:
+    """Do every step of the recipe; return the checks that failed."""
+    steps.compress(context)
+    steps.recover(context)
+    failures: list[str] = []
+    if context.recipe.export is not None:
+        steps.export(context)
+        failures += steps.verify(context)
+    steps.profile(context)
+    steps.evaluate(context)
+    failures += check_budget(context.recipe.budget, context.directory.root)
+    record = _record(context, command)
+    atomic_write_json(context.directory.root / RUN_FILE, record.to_json())
+    steps.report(context)
+    return failures
+
+
+def _announce(context: steps.Context) -> None:
+    names = steps.step_names(context.recipe)
+    facts = describe(context.source)
+    console.status(
+        f"Plan   {facts['class']}, {facts['parameters'] / 1e6:.2f} M parameters · "
+        f"{' → '.join(names)} · output {context.directory.root}/"
+    )
+
+
+def _record(context: steps.Context, command: str) -> RunRecord:
+    root = context.directory.root
+    final = context.checkpoint
+    before = _model_record(context.source, None)
+    after = _model_record(final, None if final == context.source else final.name)
+    recovery = root / "results" / "recovery.json"
+    return RunRecord(
+        mobilekit=mobilekit.__version__,
+        created=context.created,
+        command=command,
+        recipe=context.recipe.to_json(),
+        versions=_versions(),
+        host=_host(),
+        steps=tuple(context.directory.records),
+        models=ModelPair(before=before, after=after),
+        recovery=RecoveryRecord.parse(read_json(recovery), str(recovery))
+        if recovery.is_file()
+        else None,
+    )
+
+
+def _model_record(path: Path, shown: str | None) -> ModelRecord:
+    facts = describe(resolve(path))
+    return ModelRecord.parse(
+        {
+            "hash": steps.hash_of(path),
+            "class": facts["class"],
+            "parameters": facts["parameters"],
+            "active_parameters": facts["active_parameters"],
+            "weight_bytes": facts["weight_bytes"],
+            "path": shown,
+        },
+        str(path),
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _host() -> dict[str, Any]:
+    return {
+        "class": f"host-{platform.machine()}",
+        "system": f"{platform.system()} {platform.release()}",
+        "cores": os.cpu_count(),
+    }

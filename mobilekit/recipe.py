@@ -1,0 +1,161 @@
+"""The recipe: what to do to which model, typed and checked before any work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import ConfigDict, Field
+
+from mobilekit.core.errors import InvalidInputError
+from mobilekit.core.strict import StrictModel
+from mobilekit.evaluate.config import MobileMMLUConfig, PerplexityConfig
+from mobilekit.profile.config import ProfileConfig
+from mobilekit.train.recover import RecoverConfig
+
+_MAX_BYTES = 1 << 20
+
+
+class ModelConfig(StrictModel):
+    """Which checkpoint to start from."""
+
+    source: str = Field("embedded", description="Checkpoint directory, or 'embedded'.")
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+
+
+class CompressStep(StrictModel):
+    """One method with its settings, which the method itself checks."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    method: str
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All keys but ``method``."""
+        return dict(self.model_extra or {})
+
+
+class ExportConfig(StrictModel):
+    """Which artifacts to make."""
+
+    targets: tuple[str, ...] = ("executorch", "onnx", "coreml")
+    precisions: tuple[str, ...] = ("fp32", "int8")
+    context_length: int = Field(512, ge=8, description="Positions that the cache holds.")
+
+
+class Budget(StrictModel):
+    """What at least one artifact must fit into; the run fails (exit 1) otherwise."""
+
+    file_mb: float | None = Field(None, gt=0, description="File size in MB (10^6 bytes).")
+    peak_memory_mb: float | None = Field(None, gt=0, description="Measured peak, MB.")
+    device: str = "host"
+
+
+EvaluateConfig = Annotated[PerplexityConfig | MobileMMLUConfig, Field(discriminator="suite")]
+
+
+class Recipe(StrictModel):
+    """A whole run: compress → (recover) → export → verify → profile → evaluate → report."""
+
+    version: Literal[1]
+    seed: int = Field(0, ge=0)
+    model: ModelConfig = ModelConfig()
+    compress: tuple[CompressStep, ...] = ()
+    recover: RecoverConfig | None = None
+    export: ExportConfig | None = ExportConfig()
+    profile: ProfileConfig | None = None
+    evaluate: tuple[EvaluateConfig, ...] = ()
+    budget: Budget | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the recipe as plain JSON values, defaults filled in."""
+        return self.model_dump(mode="json")
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read and check a recipe file.
+
+    Raises:
+        InvalidInputError: If it is missing, too large, not YAML, or not a recipe.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InvalidInputError(
+            f"recipe {path} does not exist", hint="Write one with: mobilekit init"
+        )
+    size = path.stat().st_size
+    if size > _MAX_BYTES:
+        raise InvalidInputError(
+            f"{path} has {size} bytes, a recipe has at most {_MAX_BYTES}",
+            hint="Check that this is the recipe you meant.",
+        )
+    return parse_recipe(path.read_bytes(), path.name)
+
+
+def parse_recipe(text: bytes | str, name: str = "recipe") -> Recipe:
+    """Check the text of a recipe; see :func:`load_recipe`."""
+    return check_recipe(_parse_yaml(text, name), name)
+
+
+def check_recipe(data: object, name: str = "recipe") -> Recipe:
+    """Check a recipe that is already plain data, method settings included."""
+    if not isinstance(data, dict):
+        raise InvalidInputError(
+            f"{name} holds {type(data).__name__}, expected a mapping of recipe keys",
+            hint="Start from the recipe that `mobilekit init` writes.",
+        )
+    recipe = Recipe.parse(data, name)
+    for index, step in enumerate(recipe.compress):
+        _check_method(step, f"{name}: compress step {index + 1} ({step.method})")
+    _check_targets(recipe)
+    return recipe
+
+
+def _check_method(step: CompressStep, where: str) -> None:
+    from mobilekit.compress import METHODS
+
+    METHODS.get(step.method).Config.parse(step.settings, where)
+
+
+def _check_targets(recipe: Recipe) -> None:
+    from mobilekit.export.backends import BACKENDS
+
+    for target in recipe.export.targets if recipe.export else ():
+        BACKENDS.get(target)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """A safe loader without aliases (which can explode) and without repeated keys."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(problem="aliases are not allowed in a recipe")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if isinstance(key, Hashable) and keys.count(key) > 1:
+                raise yaml.MarkedYAMLError(problem=f"key '{key}' is given twice")
+        return super().construct_mapping(node, deep)
+
+
+def _parse_yaml(text: bytes | str, name: str) -> object:
+    try:
+        loader = _StrictLoader(text)
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" at line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise InvalidInputError(
+            f"{name} is not a YAML recipe: {problem}{place}",
+            hint="Start from the recipe that `mobilekit init` writes.",
+        ) from None

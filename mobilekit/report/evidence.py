@@ -1,0 +1,45 @@
+"""What a report is made of: the run record, its plans, its bundle's manifest, its results."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mobilekit.core.files import read_json
+from mobilekit.schema.manifest import MANIFEST_FILE, Manifest
+from mobilekit.schema.plan import PLAN_FILE, Plan, read_plans
+from mobilekit.schema.result import Result
+from mobilekit.schema.run import RunRecord, read_run
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that was recorded about a run; what has not happened yet is absent."""
+
+    run: RunRecord
+    plans: tuple[Plan, ...] = ()
+    manifest: Manifest | None = None
+    results: tuple[Result, ...] = ()
+
+
+def read_evidence(run_dir: Path) -> Evidence:
+    """Read a run directory by schema.
+
+    Raises:
+        InvalidInputError: If ``run.json`` is missing, or any document there is malformed.
+    """
+    run = read_run(run_dir)
+    plan_file = run_dir / "checkpoint" / PLAN_FILE
+    manifest_file = run_dir / "bundle" / MANIFEST_FILE
+    manifest = None
+    if manifest_file.is_file():
+        manifest = Manifest.parse(read_json(manifest_file), str(manifest_file))
+    return Evidence(
+        run=run,
+        plans=tuple(read_plans(plan_file)) if plan_file.is_file() else (),
+        manifest=manifest,
+        results=tuple(
+            Result.parse(read_json(path), str(path))
+            for path in sorted((run_dir / "results").glob("*.json"))
+        ),
+    )

@@ -1,0 +1,168 @@
+"""The top of the page: one sentence, and a before → after tile for each main figure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from .evidence import Evidence
+from .numbers import Change, change, count, percent, rate, significant, size
+from .quality import accuracy_of, compare, perplexity_of
+from .subjects import Subject, baseline, shipped, spread
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One figure before and after; None where it was not measured."""
+
+    label: str
+    before: str | None
+    after: str | None
+    change: Change | None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Headline:
+    """What the reader sees first."""
+
+    sentence: str
+    model: str
+    explanation: str
+    tiles: tuple[Tile, ...]
+
+
+def headline(evidence: Evidence, found: Sequence[Subject]) -> Headline:
+    """Return the headline; every part that was not measured says so."""
+    old, new = baseline(found), shipped(found)
+    tiles = {
+        "parameters": _parameter_tile(evidence, "Parameters", "parameters"),
+        "active": _parameter_tile(evidence, "Active per token", "active_parameters"),
+        "size": _size_tile(old, new),
+        "decode": _decode_tile(old, new),
+        "memory": _memory_tile(old, new),
+        "perplexity": _perplexity_tile(old, new),
+        "accuracy": _accuracy_tile(old, new),
+        "parity": _parity_tile(evidence),
+    }
+    return Headline(_sentence(old, new), _model(evidence), _explain(new), tuple(tiles.values()))
+
+
+def _model(evidence: Evidence) -> str:
+    manifest, models = evidence.manifest, evidence.run.models
+    if manifest is not None and isinstance(manifest.model.get("name"), str):
+        return str(manifest.model["name"])
+    return models.before.class_ if models is not None else "Model not recorded"
+
+
+def _tile(
+    label: str,
+    old: float | None,
+    new: float | None,
+    show: Callable[[float], str],
+    *,
+    better: Literal["lower", "higher"],
+    note: str = "",
+) -> Tile:
+    before, after = (None if value is None else show(value) for value in (old, new))
+    return Tile(label, before, after, change(old, new, better=better), note)
+
+
+def _parameter_tile(evidence: Evidence, label: str, name: str) -> Tile:
+    models = evidence.run.models
+    if models is None:
+        return Tile(label, None, None, None)
+    old, new = (getattr(m, name) for m in (models.before, models.after or models.before))
+    return _tile(label, old, new, count, better="lower")
+
+
+def _size_tile(old: Subject | None, new: Subject | None) -> Tile:
+    before, after = (s.bytes if s else None for s in (old, new))
+    return _tile("File size", before, after, size, better="lower")
+
+
+def _decode_tile(old: Subject | None, new: Subject | None) -> Tile:
+    before, after = (s.decode_rate() if s else None for s in (old, new))
+    tile = _tile("Decode speed", before, after, rate, better="higher")
+    if old is None or new is None or tile.change is None:
+        return tile
+    one, two = spread(old.decode_ms()), spread(new.decode_ms())
+    if one and two and one.p10 <= two.p50 <= one.p90 and two.p10 <= one.p50 <= two.p90:
+        moved = Change(tile.change.text, "unclear")
+        return Tile(tile.label, tile.before, tile.after, moved, "inside the spread of the samples")
+    return tile
+
+
+def _memory_tile(old: Subject | None, new: Subject | None) -> Tile:
+    one, two = (s.memory() if s else None for s in (old, new))
+    label = "Peak memory"
+    before, after = (m.peak_bytes if m else None for m in (one, two))
+    tile = _tile(label, before, after, size, better="lower", note=two.counter if two else "")
+    if one is not None and two is not None and one.counter != two.counter:
+        note = f"{one.counter} before, {two.counter} after: not comparable"
+        return Tile(label, tile.before, tile.after, None, note)
+    return tile
+
+
+def _perplexity_tile(old: Subject | None, new: Subject | None) -> Tile:
+    before, after = (perplexity_of(s) if s else None for s in (old, new))
+    return _tile("Held-out perplexity", before, after, significant, better="lower")
+
+
+def _accuracy_tile(old: Subject | None, new: Subject | None) -> Tile:
+    one, two = (accuracy_of(s) if s else None for s in (old, new))
+    known = two or one
+    suite = known.suite if known else ""
+    before, after = (percent(a.value) if a else None for a in (one, two))
+    note = f"{suite}, 95 % interval {two.interval_text()}" if two else suite
+    return Tile("Accuracy", before, after, compare(one, two), note)
+
+
+def _parity_tile(evidence: Evidence) -> Tile:
+    artifacts = evidence.manifest.artifacts if evidence.manifest else ()
+    if not artifacts:
+        return Tile("Parity", None, None, None, "no bundle yet")
+    passed = sum(a.parity.passed is True for a in artifacts)
+    failed = sum(a.parity.passed is False for a in artifacts)
+    skipped = len(artifacts) - passed - failed
+    parts = [f"{failed} outside tolerance" if failed else "", f"{skipped} not executed" if skipped else ""]
+    note = ", ".join(part for part in parts if part) or "every artifact ran inside its tolerance"
+    return Tile("Parity passed", None, f"{passed} of {len(artifacts)}", None, note)
+
+
+def _sentence(old: Subject | None, new: Subject | None) -> str:
+    """Return the result in words, only from figures that were measured on both sides."""
+    if old is None or new is None:
+        return "No artifact has passed its parity check yet."
+    parts = []
+    if old.bytes and new.bytes:
+        parts.append(_factor(old.bytes / new.bytes, "smaller", "larger"))
+    before, after = old.decode_rate(), new.decode_rate()
+    if before and after:
+        parts.append(_factor(after / before, "faster to decode", "slower to decode"))
+    moved = change(perplexity_of(old), perplexity_of(new), better="lower")
+    if moved is not None:
+        parts.append("perplexity unchanged" if moved.verdict == "same" else f"perplexity {moved.text}")
+    if not parts:
+        return "Nothing was measured on both sides yet."
+    sentence = ", ".join(parts)
+    return sentence[0].upper() + sentence[1:] + "."
+
+
+def _factor(value: float, up: str, down: str) -> str:
+    if abs(value - 1) < 0.02:
+        return f"not measurably {up}"
+    word = up if value > 1 else down
+    return f"{significant(max(value, 1 / value), 2)}× {word}"
+
+
+def _explain(new: Subject | None) -> str:
+    if new is None:
+        return ""
+    if new.artifact is None:
+        return "After means the checkpoint after compression; no exported artifact has passed parity."
+    return (
+        f"After means {new.id}, the smallest artifact that passed parity among those measured most "
+        "completely. Before means the checkpoint that went in, run by torch on the same host."
+    )

@@ -1,0 +1,219 @@
+"""Two-dimensional charts: the Pareto scatter and the expert heat map."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from . import svg
+from .numbers import finite
+
+Shape = Literal["circle", "square", "diamond", "cross"]
+_HEIGHT = 300.0
+_LEVELS = 6
+_MAX_COLUMNS = 64
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of a scatter; its number refers to the key beside the chart."""
+
+    number: int
+    label: str
+    x: float
+    y: float
+    shape: Shape
+    cls: str
+
+
+def scatter(
+    label: str,
+    points: Sequence[Point],
+    *,
+    x_name: str,
+    y_name: str,
+    show_x: Callable[[float], str],
+    show_y: Callable[[float], str],
+) -> str:
+    """Return a scatter in which less is better on both axes; a dotted line marks the frontier.
+
+    Points that would lie on one another share one label. Points that are not finite are left out.
+    """
+    good = [p for p in points if finite(p.x) is not None and finite(p.y) is not None]
+    if not good:
+        return svg.document(
+            [svg.text("no points", at=0, y=13, cls="missing")], height=20, label=label, kind="scatter"
+        )
+    xs = svg.ticks(0, max(p.x for p in good))
+    ys = svg.ticks(*_padded([p.y for p in good]), wanted=5)
+
+    def across(value: float) -> float:
+        return 12 + 84 * (value - xs[0]) / (xs[-1] - xs[0])
+
+    def down(value: float) -> float:
+        return 26 + (_HEIGHT - 26) * (ys[-1] - value) / (ys[-1] - ys[0])
+
+    body = [svg.text(f"↑ {y_name}", at=0, y=12, cls="axis")]
+    for mark in ys:
+        body.append(svg.line(x1=0, y1=down(mark), x2=100, y2=down(mark), cls="grid"))
+        body.append(svg.text(show_y(mark), at=0, y=down(mark) - 4, cls="tick"))
+    for mark in xs:
+        body.append(
+            svg.text(show_x(mark), at=across(mark), y=_HEIGHT + 16, cls="tick", anchor="middle")
+        )
+    body.append(svg.text(f"{x_name} →", at=100, y=_HEIGHT + 34, cls="axis", anchor="end"))
+    body.extend(_frontier(good, across, down))
+    body.extend(_marker(p, across(p.x), down(p.y)) for p in good)
+    for group in _together([(across(p.x), down(p.y), p.number) for p in good]):
+        right = max(item[0] for item in group)
+        y = sum(item[1] for item in group) / len(group)
+        words = " ".join(str(item[2]) for item in sorted(group, key=lambda item: item[2]))
+        flip = right > 88
+        edge = min(item[0] for item in group) if flip else right
+        anchor: svg.Anchor = "end" if flip else "start"
+        body.append(
+            svg.text(words, at=edge, y=y + 4, cls="number", anchor=anchor, dx=-11 if flip else 11)
+        )
+    return svg.document(body, height=_HEIGHT + 40, label=label, kind="scatter")
+
+
+def _padded(values: Sequence[float]) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    pad = (high - low) * 0.15 or abs(high) * 0.02 or 1.0
+    return low - pad, high + pad
+
+
+def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the points that no other beats on both axes (less is better), ascending in x."""
+    best: list[tuple[float, float]] = []
+    for point in sorted(set(points)):
+        if not best or point[1] < best[-1][1]:
+            best.append(point)
+    return best
+
+
+def _frontier(
+    points: Sequence[Point], across: Callable[[float], float], down: Callable[[float], float]
+) -> list[str]:
+    best = frontier([(p.x, p.y) for p in points])
+    lines = []
+    for (x1, y1), (x2, y2) in zip(best, best[1:], strict=False):
+        corner = {"x1": across(x1), "y1": down(y1), "x2": across(x2), "y2": down(y1)}
+        lines.append(svg.line(**corner, cls="frontier"))
+        corner = {"x1": across(x2), "y1": down(y1), "x2": across(x2), "y2": down(y2)}
+        lines.append(svg.line(**corner, cls="frontier"))
+    return lines
+
+
+def _together(marks: Sequence[tuple[float, float, int]]) -> list[list[tuple[float, float, int]]]:
+    """Group marks within 6 % of the width and 14 pixels of one another."""
+    groups: list[list[tuple[float, float, int]]] = []
+    for mark in sorted(marks):
+        for group in groups:
+            if any(abs(mark[0] - o[0]) < 6 and abs(mark[1] - o[1]) < 14 for o in group):
+                group.append(mark)
+                break
+        else:
+            groups.append([mark])
+    return groups
+
+
+def _marker(point: Point, at: float, y: float) -> str:
+    title = f"<title>{svg.escape(point.label)}</title>"
+    return (
+        f'<svg x="{svg.x(at)}" y="{svg.number(y)}" width="1" height="1" overflow="visible">'
+        f"{shape(point.shape, point.cls, title)}</svg>"
+    )
+
+
+def shape(kind: Shape, cls: str, inner: str = "") -> str:
+    """Return one marker centred on the origin, about 12 pixels wide."""
+    paths = {
+        "circle": "M-6 0a6 6 0 1 0 12 0a6 6 0 1 0-12 0z",
+        "square": "M-5.5-5.5h11v11h-11z",
+        "diamond": "M0-7.5L7.5 0L0 7.5L-7.5 0z",
+        "cross": "M-6-2.2h3.8v-3.8h4.4v3.8h3.8v4.4h-3.8v3.8h-4.4v-3.8h-3.8z",
+    }
+    return f'<path d="{paths[kind]}" class="mark {cls}">{inner}</path>'
+
+
+def marker_icon(kind: Shape, cls: str) -> str:
+    """Return one marker as a picture of its own, for a key."""
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" class="icon" width="18" height="18" '
+        f'viewBox="-9 -9 18 18" aria-hidden="true">{shape(kind, cls)}</svg>'
+    )
+
+
+@dataclass(frozen=True)
+class ExpertRow:
+    """The scores of one layer's experts and which of them went."""
+
+    layer: int
+    scores: Sequence[float | None]
+    pruned: frozenset[int]
+
+
+def heatmap(
+    label: str, rows: Sequence[ExpertRow], *, larger_is_removable: bool, unit: str = "expert"
+) -> str:
+    """Return one cell an expert: the shade is its rank value within the layer, a cross is pruned.
+
+    A layer of more than 64 experts takes several lines. Cells without a score stay hatched.
+    """
+    columns = min(_MAX_COLUMNS, max((len(row.scores) for row in rows), default=1) or 1)
+    cell = max(14.0, min(30.0, 480.0 / columns))
+    body: list[str] = []
+    y = 0.0
+    for row in rows:
+        body.append(svg.text(_row_title(row), at=0, y=y + 12, cls="label"))
+        lines = -(-len(row.scores) // columns) or 1
+        scale = _scale(row.scores, larger_is_removable)
+        for index in range(len(row.scores)):
+            at, top = 100 * (index % columns) / columns, y + 19 + (index // columns) * cell
+            body.append(_cell(row, index, (at, top, 100 / columns, cell), scale, unit))
+        y += 19 + lines * cell + 10
+    return svg.document(body, height=max(y, 20), label=label, kind="heatmap")
+
+
+def _row_title(row: ExpertRow) -> str:
+    kept = len(row.scores) - len(row.pruned)
+    return f"layer {row.layer} · {kept} of {len(row.scores)} kept"
+
+
+def _scale(
+    scores: Sequence[float | None], larger_is_removable: bool
+) -> Callable[[float], int]:
+    known = [s for s in (finite(s) for s in scores) if s is not None]
+    low, high = min(known, default=0.0), max(known, default=0.0)
+
+    def level(score: float) -> int:
+        share = (score - low) / (high - low) if high > low else 0.5
+        share = share if larger_is_removable else 1 - share
+        return min(_LEVELS - 1, int(share * _LEVELS))
+
+    return level
+
+
+def _cell(
+    row: ExpertRow,
+    index: int,
+    box: tuple[float, float, float, float],
+    scale: Callable[[float], int],
+    unit: str,
+) -> str:
+    at, top, width, height = box
+    score, gone = finite(row.scores[index]), index in row.pruned
+    words = "no score" if score is None else f"score {score:.4f}"
+    state = "pruned" if gone else "kept"
+    title = f"layer {row.layer} · {unit} {index} · {words} · {state}"
+    cls = "cell none" if score is None else f"cell s{scale(score)}"
+    parts = [svg.rect(at=at, y=top, width=width, height=height, cls=cls, title=title)]
+    if gone:
+        middle, y = at + width / 2, top + height / 2
+        parts.append(
+            f'<svg x="{svg.x(middle)}" y="{svg.number(y)}" width="1" height="1" '
+            'overflow="visible"><path d="M-4-4L4 4M-4 4L4-4" class="gone"/></svg>'
+        )
+    return "".join(parts)

@@ -1,0 +1,149 @@
+"""Size, latency, memory and energy: charts and tables over raw samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mobilekit.schema.result import EnergyRecord, Result
+
+from .charts import Bar, Strip, bars, strips
+from .numbers import milliseconds, rate, significant, size
+from .subjects import Phase, Subject, per_token_ms, spread, throughput
+from .tables import Cell, Table, num, plain, table
+
+_PHASES: tuple[tuple[Phase, str], ...] = (
+    ("load", "Cold start: load"),
+    ("first", "Time to first token"),
+    ("prefill", "Prefill, a token"),
+    ("decode", "Decode, a token"),
+)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What the sections on size, latency, memory and energy show; None where not measured."""
+
+    size: str | None
+    decode: str | None
+    memory: str | None
+    strips: str | None
+    latency: Table | None
+    memory_table: Table | None
+    energy: Table | None
+    device: str
+
+
+def speed(found: Sequence[Subject]) -> Speed:
+    """Return the charts and tables on speed and memory."""
+    return Speed(
+        size=_size_bars(found),
+        decode=_decode_bars(found),
+        memory=_memory_bars(found),
+        strips=_strips(found),
+        latency=_latency(found),
+        memory_table=_memory_table(found),
+        energy=_energy_table(found),
+        device=_devices(found),
+    )
+
+
+def _size_bars(found: Sequence[Subject]) -> str | None:
+    items = [Bar(s.name, s.bytes, size(s.bytes), s.kind, missing="not recorded") for s in found]
+    if all(item.value is None for item in items):
+        return None
+    return bars("Bytes of each checkpoint and artifact; less is better", items)
+
+
+def _decode_bars(found: Sequence[Subject]) -> str | None:
+    items = [Bar(s.name, s.decode_rate(), rate(s.decode_rate()), s.kind) for s in found]
+    if all(item.value is None for item in items):
+        return None
+    return bars("Decoded tokens a second of each model and artifact; more is better", items)
+
+
+def _memory_bars(found: Sequence[Subject]) -> str | None:
+    items = []
+    for subject in found:
+        record = subject.memory()
+        peak = record.peak_bytes if record else None
+        why = (record.reason if record else None) or "not measured"
+        items.append(Bar(subject.name, peak, size(peak), subject.kind, missing=why))
+    if all(item.value is None for item in items):
+        return None
+    return bars("Peak memory of the process of each model and artifact; less is better", items)
+
+
+def _strips(found: Sequence[Subject]) -> str | None:
+    rows = [Strip(s.name, s.decode_ms(), s.kind) for s in found if s.decode_ms()]
+    if not rows:
+        return None
+    label = "Raw decode latencies a token, logarithmic axis, with median and p10 to p90"
+    return strips(label, rows, show=milliseconds)
+
+
+def _latency(found: Sequence[Subject]) -> Table | None:
+    """Return percentiles a phase; tables of one phase stand together."""
+    rows: list[list[Cell | str]] = []
+    for phase, words in _PHASES:
+        for subject in found:
+            samples = subject.samples(phase)
+            whole = phase in ("load", "first")
+            values = [s.ns / 1e6 for s in samples] if whole else per_token_ms(samples)
+            stats = spread(values)
+            if stats is None:
+                continue
+            through = None if whole else throughput(samples)
+            figures = [milliseconds(v) for v in (stats.p50, stats.p90, stats.p99, stats.mean)]
+            tail = [num(str(stats.n)), num("–" if whole else rate(through))]
+            rows.append([words, subject.name, *[num(f) for f in figures], *tail])
+    columns = ("Phase", "Model or artifact", "p50", "p90", "p99", "mean", "samples", "rate")
+    return table(columns, rows) if rows else None
+
+
+def _memory_table(found: Sequence[Subject]) -> Table | None:
+    rows: list[list[Cell | str]] = []
+    for subject in found:
+        record = subject.memory()
+        if record is None:
+            continue
+        peak, start = record.peak_bytes, record.baseline_bytes
+        added = None if peak is None or start is None else peak - start
+        cells = [num(size(v)) for v in (start, peak, added)]
+        rows.append([subject.name, record.counter, *cells, record.reason or "–"])
+    columns = ("Model or artifact", "Counter", "Baseline", "Peak", "Peak − baseline", "Remark")
+    return table(columns, rows) if rows else None
+
+
+def _energy_table(found: Sequence[Subject]) -> Table | None:
+    """Return the energy status of each subject; measured and modelled joules in columns apart."""
+    rows: list[list[Cell | str]] = []
+    for subject in found:
+        seen: list[EnergyRecord] = []
+        for result in subject.profiles:
+            if result.energy is not None and result.energy not in seen:
+                seen.append(result.energy)
+                rows.append([subject.name, *_energy_cells(result.energy)])
+    columns = ("Model or artifact", "Status", "Measured", "Modelled", "Source or reason")
+    return table(columns, rows) if rows else None
+
+
+def _energy_cells(record: EnergyRecord) -> list[Cell | str]:
+    per_token = record.joules_per_token
+    text = f"{significant(record.joules)} J" if record.joules is not None else "–"
+    note = f"{significant(per_token)} J a token" if per_token is not None else ""
+    measured = num(text, note) if record.status == "measured" else num("–")
+    modelled = num(text, note) if record.status == "modelled" else num("–")
+    words = record.reason if record.status == "unavailable" else record.source
+    status = Cell(record.status, "ok" if record.status == "measured" else "muted")
+    return [status, measured, modelled, words or "–"]
+
+
+def _devices(found: Sequence[Subject]) -> str:
+    """Return where the figures come from: the classes and names of the devices."""
+    results: list[Result] = [r for s in found for r in s.results]
+    seen: dict[str, None] = {}
+    for result in results:
+        parts = [result.device.get("class"), result.device.get("cpu") or result.device.get("model")]
+        seen.setdefault(", ".join(plain(p) for p in parts if p))
+    return "; ".join(name for name in seen if name)

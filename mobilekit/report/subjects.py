@@ -1,0 +1,154 @@
+"""What was measured, by what was run: the checkpoint before, the one after, every artifact.
+
+Rates and percentiles come from the raw samples of a result; a figure of ``Result.metrics`` is used
+only where there are no samples for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from mobilekit.schema.manifest import Artifact
+from mobilekit.schema.result import MemoryRecord, Result, Sample
+
+from .charts import quantile
+from .evidence import Evidence
+from .numbers import finite
+
+Phase = Literal["load", "first", "prefill", "decode", "question"]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Percentiles of raw samples, milliseconds a sample (a token, where decoding)."""
+
+    p10: float
+    p50: float
+    p90: float
+    p99: float
+    mean: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One thing that was run, with all its results."""
+
+    id: str
+    kind: Literal["before", "after"]
+    bytes: int | None
+    artifact: Artifact | None
+    results: tuple[Result, ...]
+
+    @property
+    def name(self) -> str:
+        """Return how the report calls it."""
+        if self.artifact is not None:
+            return self.id
+        return {"before": "before · torch", "after": "after · torch"}.get(self.id, self.id)
+
+    @property
+    def profiles(self) -> list[Result]:
+        """Return the profiling results, in file order."""
+        return [r for r in self.results if r.kind == "profile"]
+
+    @property
+    def evaluations(self) -> list[Result]:
+        """Return the evaluation results, in file order."""
+        return [r for r in self.results if r.kind == "evaluate"]
+
+    def samples(self, phase: Phase) -> list[Sample]:
+        """Return all raw samples of a phase over the profiling results."""
+        return [s for r in self.profiles for s in r.samples if s.phase == phase]
+
+    def memory(self) -> MemoryRecord | None:
+        """Return the record with the highest peak among the profiling results."""
+        records = [r.memory for r in self.profiles if r.memory is not None]
+        known = [m for m in records if m.peak_bytes is not None]
+        if known:
+            return max(known, key=lambda m: m.peak_bytes or 0)
+        return records[0] if records else None
+
+    def decode_rate(self) -> float | None:
+        """Return decoded tokens a second."""
+        found = throughput(self.samples("decode"))
+        return found or self.figure("decode_tokens_per_s")
+
+    def decode_ms(self) -> list[float]:
+        """Return milliseconds a decoded token, one value a sample."""
+        return per_token_ms(self.samples("decode"))
+
+    def figure(self, name: str) -> float | None:
+        """Return the first finite value of a metric over all results."""
+        return next((v for r in self.results if (v := scalar(r.metrics.get(name))) is not None), None)
+
+
+def scalar(value: object) -> float | None:
+    """Return a number, or the central value of a record of percentiles."""
+    if isinstance(value, dict):
+        keys = ("value", "p50", "median", "mean")
+        return next((v for k in keys if (v := finite(value.get(k))) is not None), None)
+    return finite(value)
+
+
+def throughput(samples: Sequence[Sample]) -> float | None:
+    """Return tokens a second over all samples: total tokens by total time."""
+    elapsed = sum(s.ns for s in samples)
+    return sum(s.tokens for s in samples) / elapsed * 1e9 if elapsed else None
+
+
+def per_token_ms(samples: Sequence[Sample]) -> list[float]:
+    """Return milliseconds a token of each sample."""
+    return [s.ns / s.tokens / 1e6 for s in samples]
+
+
+def spread(values: Sequence[float]) -> Spread | None:
+    """Return percentiles (linear between neighbours) and the mean, or None for no samples."""
+    if not values:
+        return None
+    ordered = sorted(values)
+    p10, p50, p90, p99 = (quantile(ordered, q) for q in (0.1, 0.5, 0.9, 0.99))
+    return Spread(p10, p50, p90, p99, sum(ordered) / len(ordered), len(ordered))
+
+
+def subjects(evidence: Evidence) -> list[Subject]:
+    """Return what the report compares: before, after, then the artifacts in manifest order."""
+    models = evidence.run.models
+    found: list[Subject] = []
+    if models is not None:
+        found.append(_subject(evidence, "before", models.before.weight_bytes))
+        if models.after is not None and models.after.hash != models.before.hash:
+            found.append(_subject(evidence, "after", models.after.weight_bytes))
+    for artifact in evidence.manifest.artifacts if evidence.manifest else ():
+        size = sum(record.bytes for record in artifact.files)
+        found.append(_subject(evidence, artifact.id, size, artifact))
+    known = {subject.id for subject in found}
+    rest = dict.fromkeys(r.artifact.id for r in evidence.results if r.artifact.id not in known)
+    sizes = {r.artifact.id: r.artifact.bytes for r in evidence.results}
+    return found + [_subject(evidence, name, sizes[name]) for name in rest]
+
+
+def _subject(
+    evidence: Evidence, name: str, size: int | None, artifact: Artifact | None = None
+) -> Subject:
+    results = tuple(r for r in evidence.results if r.artifact.id == name)
+    kind: Literal["before", "after"] = "before" if name == "before" else "after"
+    return Subject(name, kind, size, artifact, results)
+
+
+def baseline(found: Sequence[Subject]) -> Subject | None:
+    """Return the model that went in, where there is one."""
+    return next((s for s in found if s.id == "before"), None)
+
+
+def shipped(found: Sequence[Subject]) -> Subject | None:
+    """Return the artifact that the headline is about, or the checkpoint after compression.
+
+    It is the smallest artifact whose parity passed, among those with the most kinds of results.
+    """
+    passed = [s for s in found if s.artifact is not None and s.artifact.parity.passed]
+    if passed:
+        return max(passed, key=lambda s: (len({r.kind for r in s.results}), -(s.bytes or 0)))
+    return next((s for s in found if s.id == "after"), None)

@@ -1,0 +1,1 @@
+"""Recovery training after compression, and the training of the embedded default model."""

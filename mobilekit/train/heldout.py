@@ -1,0 +1,89 @@
+"""Held-out figures of a language model: its loss, and how evenly its experts are used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mobilekit.data.text import token_windows
+
+from .forward import forward_with_routing
+from .objectives import expert_load
+
+__all__ = ["HeldoutResult", "heldout_loss", "measure_heldout"]
+
+
+@dataclass(frozen=True)
+class HeldoutResult:
+    """Sums over one text, and the expert load if the model routes."""
+
+    nats: float
+    tokens: int
+    num_bytes: int
+    expert_load: tuple[tuple[float, ...], ...]  # a layer, an expert: share of routed tokens
+
+    @property
+    def loss(self) -> float:
+        """Nats a token."""
+        return self.nats / self.tokens
+
+
+def measure_heldout(
+    model: nn.Module, tokenizer: Any, text: str, *, length: int, batch_size: int = 8
+) -> HeldoutResult:
+    """Predict every token of ``text`` once, in windows that each start after an end-of-text token.
+
+    Args:
+        model: A causal language model of transformers, moved nowhere.
+        tokenizer: Its tokenizer, with an end-of-text token.
+        text: The held-out text.
+        length: Text tokens in a window.
+        batch_size: Windows at once.
+    """
+    windows = token_windows(tokenizer, text, length=length, prefix=tokenizer.eos_token_id)
+    nats, counts = 0.0, None
+    for batch in _batches(windows, batch_size):
+        routed, batch_nats = _forward(model, batch)
+        nats += batch_nats
+        here = [_counts(logits, model) for logits in routed]
+        counts = here if counts is None else [a + b for a, b in zip(counts, here, strict=True)]
+    tokens = sum(len(window) - 1 for window in windows)
+    load = tuple(tuple((count / count.sum()).tolist()) for count in counts or ())
+    return HeldoutResult(nats, tokens, len(text.encode("utf-8")), load)
+
+
+def heldout_loss(model: nn.Module, windows: Tensor, *, batch_size: int = 8) -> float:
+    """Mean nats a token over windows of ids, shape (N, S)."""
+    nats = sum(_forward(model, batch)[1] for batch in torch.split(windows, batch_size))
+    return nats / (windows.shape[0] * (windows.shape[1] - 1))
+
+
+def _batches(windows: list[list[int]], batch_size: int) -> list[Tensor]:
+    # The last window is usually shorter; it goes alone, so that nothing is padded.
+    full = [window for window in windows if len(window) == len(windows[0])]
+    rest = windows[len(full) :]
+    batches = list(torch.split(torch.tensor(full), batch_size)) if full else []
+    return [*batches, *(torch.tensor([window]) for window in rest)]
+
+
+@torch.no_grad()
+def _forward(model: nn.Module, input_ids: Tensor) -> tuple[tuple[Tensor, ...], float]:
+    was_training = model.training
+    model.eval()
+    input_ids = input_ids.to(next(model.parameters()).device)
+    logits, router_logits = forward_with_routing(model, input_ids)
+    model.train(was_training)
+    # float64, because tens of thousands of terms are added up
+    flat_logits = logits[:, :-1].double().flatten(0, 1)
+    targets = input_ids[:, 1:].flatten()
+    nats = float(functional.cross_entropy(flat_logits, targets, reduction="sum"))
+    return router_logits, nats
+
+
+def _counts(router_logits: Tensor, model: Any) -> Tensor:
+    top_k = int(model.config.num_experts_per_tok)
+    return (expert_load(router_logits, top_k) * router_logits.shape[0] * top_k).round().cpu()
