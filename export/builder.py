@@ -167,7 +167,8 @@ def _order(pair: tuple[str, str]) -> tuple[int, int]:
 
 
 def _summary(outcome: Outcome) -> str:
-    assert outcome.lowered is not None and outcome.parity is not None
+    assert outcome.lowered is not None
+    assert outcome.parity is not None
     parity = outcome.parity
     took = "cached" if outcome.cached else f"{outcome.lowered.seconds:.1f} s"
     if not parity.executed or parity.against_same is None:

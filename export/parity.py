@@ -173,4 +173,12 @@ def diagnose(
     return layer or AFTER_LAST_LAYER
 
 
-__all__ = ["AFTER_LAST_LAYER", "check_files", "compare_greedy", "deviation", "diagnose", "measure", "verify"]
+__all__ = [
+    "AFTER_LAST_LAYER",
+    "check_files",
+    "compare_greedy",
+    "deviation",
+    "diagnose",
+    "measure",
+    "verify",
+]

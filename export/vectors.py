@@ -76,9 +76,7 @@ def record(eager: TokenLogits, prompts: list[list[int]], new_tokens: int) -> Vec
         tokens=np.asarray(tokens, dtype=np.int64),
         gaps=(top_two[..., 1] - top_two[..., 0]).astype(np.float32),
         steps=steps,
-        eager=Answer(
-            np.asarray(tokens, dtype=np.int64), np.stack([rows[p][n] for p, n in steps])
-        ),
+        eager=Answer(np.asarray(tokens, dtype=np.int64), np.stack([rows[p][n] for p, n in steps])),
         same={},
     )
 
@@ -147,9 +145,7 @@ def read(path: Path) -> Vectors:
             gaps=arrays["gaps"],
             steps=arrays["steps"],
             eager=Answer(tokens, arrays["eager.logits"]),
-            same={
-                n: Answer(arrays[f"same.{n}.argmax"], arrays[f"same.{n}.logits"]) for n in names
-            },
+            same={n: Answer(arrays[f"same.{n}.argmax"], arrays[f"same.{n}.logits"]) for n in names},
         )
     except KeyError as error:
         raise _damaged(path, f"tensor {error} is missing") from None

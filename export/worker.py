@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mobilekit.core.errors import MobileKitError, NotExecutableError
 from mobilekit.core.files import atomic_write, atomic_write_json, read_json
@@ -58,7 +58,7 @@ def _parity(job: Job, record: LoweredRecord, backend: Backend) -> ParityRecord:
     from .lowering import spec_of
     from .parity import AFTER_LAST_LAYER, measure
 
-    model = load(job.checkpoint, device="cpu", dtype="float32")
+    model: Any = load(job.checkpoint, device="cpu", dtype="float32")
     family, spec = family_of(model), spec_of(job)
     vectors = parity_vectors.read(Path(job.vectors))
     same = parity_vectors.replay(backend.reference(model, family, spec), vectors)

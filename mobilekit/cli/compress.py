@@ -10,6 +10,8 @@ import typer
 from .common import Answer, command, megabytes, parse_settings
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from mobilekit.schema.plan import Plan
 
 EPILOG = (
@@ -65,7 +67,9 @@ def main(
     )
 
 
-def _plans(loaded: object, method: str | None, plan: Path | None, pairs: list[str]) -> list[Plan]:
+def _plans(
+    loaded: nn.Module, method: str | None, plan: Path | None, pairs: list[str]
+) -> list[Plan]:
     from mobilekit import compress
     from mobilekit.schema.plan import read_plans
 

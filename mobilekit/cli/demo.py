@@ -14,8 +14,9 @@ EPILOG = "Examples: mobilekit demo   ·   mobilekit demo --out /tmp/first --json
 
 @command
 def main(
-    out: Annotated[Path, typer.Option(help="Run directory; an unfinished one is gone on with.")]
-    = Path("runs/demo"),
+    out: Annotated[
+        Path, typer.Option(help="Run directory; an unfinished one is gone on with.")
+    ] = Path("runs/demo"),
 ) -> Answer:
     """Run the whole pipeline on the embedded model: no weights, GPU, phone or network needed."""
     from mobilekit.recipe import load_recipe

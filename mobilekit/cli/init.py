@@ -25,6 +25,4 @@ def main(
     if path.exists() and not force:
         raise UsageError(f"{path} exists", hint="Use --force to overwrite it, or name another.")
     atomic_write(path, DEMO.read_text(encoding="utf-8"))
-    return Answer(
-        {"recipe": str(path)}, [f"Wrote {path}", f"Run it with: mobilekit run {path}"]
-    )
+    return Answer({"recipe": str(path)}, [f"Wrote {path}", f"Run it with: mobilekit run {path}"])

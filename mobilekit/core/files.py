@@ -35,7 +35,9 @@ def sha256_file(path: Path) -> str:
 def sha256_tree(root: Path, paths: Iterable[Path] | None = None) -> str:
     """Return one SHA-256 over the names and bytes of the files under ``root``."""
     digest = hashlib.sha256()
-    files = sorted(paths) if paths is not None else sorted(p for p in root.rglob("*") if p.is_file())
+    files = (
+        sorted(paths) if paths is not None else sorted(p for p in root.rglob("*") if p.is_file())
+    )
     for path in files:
         digest.update(f"{path.relative_to(root).as_posix()}\0{sha256_file(path)}\n".encode())
     return digest.hexdigest()
@@ -74,7 +76,7 @@ def writing(target: Path) -> Iterator[None]:
                 f"no space left on the device while writing {target}",
                 hint="Free some space or choose another --out; nothing was left half-written.",
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise OutputError(
                 f"cannot write {target}: {error.strerror}",
                 hint="Choose an --out that you may write to.",
@@ -120,9 +122,7 @@ def read_json(path: Path, *, max_bytes: int = 64 << 20) -> Any:
             )
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InvalidInputError(
-            f"file {path} does not exist", hint="Check the path."
-        ) from None
+        raise InvalidInputError(f"file {path} does not exist", hint="Check the path.") from None
     except (ValueError, RecursionError) as error:
         raise InvalidInputError(
             f"{path} is not valid JSON: {error}", hint="Restore the file or write it anew."

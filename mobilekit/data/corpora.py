@@ -16,6 +16,7 @@ import hashlib
 import importlib
 import inspect
 import json
+import os
 import re
 import sys
 import sysconfig
@@ -202,13 +203,21 @@ def _topics() -> Iterator[Document]:
         yield Document(f"topic/{name}", text.strip())
 
 
+def _files(root: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
+    """Files below ``root``, relative to it, without tests and installed packages."""
+    # Path.rglob cannot leave folders out, and site-packages may be huge.
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = [name for name in subfolders if name not in _SKIPPED_FOLDERS]
+        for name in names:
+            if name.endswith(suffixes):
+                yield Path(folder, name).relative_to(root)
+
+
 def _sources(root: Path) -> Iterator[Document]:
-    for path in sorted(root.rglob("*.py")):
-        relative = path.relative_to(root)
-        if _SKIPPED_FOLDERS.isdisjoint(relative.parts):
-            text = _source_text(path)
-            if text:
-                yield Document(f"source/{relative.as_posix()}", text)
+    for relative in _files(root, (".py",)):
+        text = _source_text(root / relative)
+        if text:
+            yield Document(f"source/{relative.as_posix()}", text)
 
 
 def _source_text(path: Path) -> str:
@@ -284,10 +293,7 @@ def _own_docstring(member: object) -> str:
 
 def _text_files(root: Path) -> Iterator[Document]:
     """Licences, read-me files and news that lie beside the sources as plain text."""
-    for pattern in ("*.txt", "*.rst"):
-        for path in sorted(root.rglob(pattern)):
-            relative = path.relative_to(root)
-            if "Grammar" in path.name or not _SKIPPED_FOLDERS.isdisjoint(relative.parts):
-                continue
-            text = path.read_text(encoding="utf-8", errors="ignore")
+    for relative in _files(root, (".txt", ".rst")):
+        if "Grammar" not in relative.name:
+            text = (root / relative).read_text(encoding="utf-8", errors="ignore")
             yield Document(f"text/{relative.as_posix()}", text.strip())

@@ -1,1 +1,96 @@
-"""."""
+"""How good a model is, asked of the artifact that ships: perplexity and four-option questions.
+
+``run`` takes what a recipe says; ``perplexity`` and ``mobile_mmlu`` are the suites as functions.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mobilekit.core import console
+from mobilekit.core.registry import Registry
+from mobilekit.schema.result import ArtifactRef, Result
+
+if TYPE_CHECKING:
+    from mobilekit.runtime.base import TokenLogits
+
+    from .config import MobileMMLUConfig, PerplexityConfig
+    from .outcome import Outcome
+
+# suite -> module with `run(runtime, tokenizer, config, …) -> Outcome` and `size(config) -> int`
+SUITES: Registry[Any] = Registry("suite")
+SUITES.register("mobile_mmlu", "mobilekit.evaluate.suites.mobile_mmlu:run")
+SUITES.register("perplexity", "mobilekit.evaluate.suites:perplexity")
+
+
+def run(
+    runtime: TokenLogits,
+    tokenizer: Any,
+    config: PerplexityConfig | MobileMMLUConfig,
+    *,
+    artifact: ArtifactRef,
+    device: dict[str, Any],
+    resume_file: Path | None = None,
+) -> Result:
+    """Run one suite on one checkpoint or artifact.
+
+    Args:
+        runtime: What runs the model, opened by ``mobilekit.runtime``.
+        tokenizer: What ``mobilekit.data.tokenizer`` loads or wraps.
+        config: Which suite, with its settings.
+        artifact: Id and checksum of what runs.
+        device: What it runs on; has at least "class".
+        resume_file: Where the question suites keep answers, so that a run can go on.
+
+    Returns:
+        A result of kind "evaluate": figures, chosen letters, raw samples, no question text.
+
+    Raises:
+        UsageError: If the suite is unknown or a setting does not fit the artifact.
+        InvalidInputError: If data, tokenizer or resume file are unusable.
+    """
+    from mobilekit.data.tokenizer import wrap_tokenizer
+
+    suite = SUITES.get(config.suite)
+    text_tokenizer = wrap_tokenizer(tokenizer)
+    with console.progress(suite.size(config), f"{config.suite} {artifact.id}") as bar:
+        outcome: Outcome = suite.run(
+            runtime,
+            text_tokenizer,
+            config,
+            progress=bar.advance,
+            resume_file=resume_file,
+            model_id=artifact.sha256,
+        )
+    return Result(
+        kind="evaluate",
+        device=device,
+        runtime={"name": runtime.name, "version": runtime.version},
+        artifact=artifact,
+        workload=outcome.workload,
+        samples=outcome.samples,
+        metrics=outcome.metrics,
+        letters=outcome.letters,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def perplexity(runtime: TokenLogits, tokenizer: Any, text: str, **settings: Any) -> dict[str, Any]:
+    """Perplexity of a text; see :func:`mobilekit.evaluate.suites.perplexity.perplexity`."""
+    from .suites.perplexity import perplexity as measure
+
+    return measure(runtime, tokenizer, text, **settings)
+
+
+def mobile_mmlu(
+    runtime: TokenLogits, tokenizer: Any, data: str | Path = "sample", **settings: Any
+) -> Outcome:
+    """Four-option questions; see :func:`mobilekit.evaluate.suites.mobile_mmlu.run.mobile_mmlu`."""
+    from .suites.mobile_mmlu.run import mobile_mmlu as ask
+
+    return ask(runtime, tokenizer, data, **settings)
+
+
+__all__ = ["SUITES", "mobile_mmlu", "perplexity", "run"]

@@ -6,14 +6,11 @@ the edits of ``plan.json`` that the config cannot say, then loads the weights bi
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from mobilekit.core.device import choose_device, choose_dtype
@@ -21,12 +18,11 @@ from mobilekit.core.errors import InvalidInputError
 from mobilekit.core.files import atomic_directory, atomic_write_json
 from mobilekit.schema.plan import PLAN_FILE, Plan, read_plans
 
-from . import surgery
+from .architecture import architecture, filled, quiet_transformers, skeleton_of
 from .families import family_of
 from .inspect import (
     GENERATION_FILE,
     TOKENIZER_FILES,
-    TensorEntry,
     class_name,
     read_config,
     resolve,
@@ -34,18 +30,6 @@ from .inspect import (
     tensor_table,
 )
 from .lineage import Provenance, provenance, record
-
-# what a config may not decide: code from elsewhere, other files, kernels from the hub
-_IGNORED_KEYS = {
-    "attn_implementation",
-    "auto_map",
-    "experts_implementation",
-    "fusion_config",
-    "kernel_config",
-    "transformers_weights",
-}
-# what transformers raises for a config that it cannot make a model of
-_CONFIG_ERRORS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 def load(source: str | Path, device: str = "auto", dtype: str = "auto") -> nn.Module:
@@ -72,9 +56,9 @@ def load(source: str | Path, device: str = "auto", dtype: str = "auto") -> nn.Mo
     name = class_name(path, raw)
     table = tensor_table(path)
     plans = stored_plans(path)
-    cls, config = _architecture(path, name, raw)
+    cls, config = architecture(path, name, raw)
     stored: torch.dtype = getattr(torch, stored_dtype(table))
-    model = _filled(path, cls, config, plans, table, wanted or stored)
+    model = filled(path, cls, config, plans, table, wanted or stored)
     _check_finite(path, model)
     _read_generation_config(path, model)
     model.to(target)
@@ -101,12 +85,14 @@ def save(model: nn.Module, out: str | Path, *, tokenizer_from: str | Path | None
     history = provenance(model)
     origin = resolve(tokenizer_from) if tokenizer_from is not None else history.source
     with atomic_directory(target) as folder:
-        with _quiet_transformers():
+        with quiet_transformers():
             model.save_pretrained(folder)  # type: ignore[operator]
         if history.plans:
             atomic_write_json(folder / PLAN_FILE, [plan.to_json() for plan in history.plans])
         if origin is not None:
             _copy_companions(origin, folder)
+        for file in folder.iterdir():
+            file.chmod(0o644)  # safetensors writes for the owner only
     record(model, Provenance(target, history.plans))
     return target
 
@@ -124,8 +110,8 @@ def describe(source: str | Path | nn.Module) -> dict[str, Any]:
     raw = read_config(path)
     name = class_name(path, raw)
     table = tensor_table(path)
-    cls, config = _architecture(path, name, raw)
-    facts = _facts(_skeleton(path, cls, config, stored_plans(path)), stored_dtype(table))
+    cls, config = architecture(path, name, raw)
+    facts = _facts(skeleton_of(path, cls, config, stored_plans(path)), stored_dtype(table))
     return {**facts, "weight_bytes": sum(entry.nbytes for entry in table.values())}
 
 
@@ -153,116 +139,6 @@ def _idle_parameters(model: nn.Module) -> int:
         size = sum(tensor[0].numel() for tensor in group.scored_tensors(model))
         idle += (group.count - group.minimum) * size
     return idle
-
-
-def _architecture(path: Path, name: str, raw: dict[str, Any]) -> tuple[type[nn.Module], Any]:
-    """Return the transformers class and its config, made of plain values only."""
-    import transformers
-
-    cls = getattr(transformers, name)
-    settings = {k: v for k, v in raw.items() if k not in _IGNORED_KEYS and not k.startswith("_")}
-    if settings.pop("quantization_config", None) is not None:
-        raise InvalidInputError(
-            f"{path} is a quantized checkpoint (config.json has 'quantization_config')",
-            hint="Start from the float checkpoint; quantize when you export.",
-        )
-    if settings.get("model_type") != cls.config_class.model_type:
-        raise InvalidInputError(
-            f"config.json of {path} has model_type {settings.get('model_type')!r}, "
-            f"but {name} needs '{cls.config_class.model_type}'",
-            hint="Restore config.json from the original checkpoint.",
-        )
-    with _config_errors(path, name):
-        return cls, cls.config_class.from_dict(settings)
-
-
-@contextlib.contextmanager
-def _config_errors(path: Path, name: str) -> Iterator[None]:
-    """Turn what transformers makes of a bad config into two lines."""
-    from huggingface_hub.errors import StrictDataclassError
-
-    try:
-        yield
-    except (*_CONFIG_ERRORS, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise InvalidInputError(
-            f"config.json of {path} does not describe a {name}: {reason}",
-            hint="Restore config.json from the original checkpoint.",
-        ) from error
-
-
-def _skeleton(path: Path, cls: type[Any], config: Any, plans: Sequence[Plan]) -> nn.Module:
-    """Return the architecture on the meta device, edits replayed."""
-    with _config_errors(path, cls.__name__), torch.device("meta"):
-        model: nn.Module = cls(config)
-    surgery.replay_(model, plans)
-    return model
-
-
-def _filled(
-    path: Path,
-    cls: type[Any],
-    config: Any,
-    plans: Sequence[Plan],
-    table: Mapping[str, TensorEntry],
-    dtype: torch.dtype,
-) -> nn.Module:
-    """Return the model with its weights; transformers maps the names, we choose the files."""
-    skeleton = _skeleton(path, cls, config, plans)
-    _check_table(path, skeleton, table)
-    built = _replaying(cls, plans)
-    files = sorted({entry.file for entry in table.values()})
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(_quiet_transformers())
-        try:
-            opened = [stack.enter_context(safe_open(file, "pt")) for file in files]
-        except SafetensorError as error:
-            raise InvalidInputError(
-                f"weights of {path} cannot be read: {error}", hint="Copy the checkpoint again."
-            ) from None
-        tensors = {name: file.get_slice(name) for file in opened for name in file.keys()}  # noqa: SIM118 - no mapping
-        model: nn.Module = built.from_pretrained(
-            None, config=config, state_dict=tensors, dtype=dtype, attn_implementation="sdpa"
-        )
-    model.__class__ = cls
-    return model.eval()
-
-
-def _replaying(cls: type[Any], plans: Sequence[Plan]) -> type[Any]:
-    """Return ``cls`` with a constructor that replays ``plans``, so that weights load after them."""
-    if not plans:
-        return cls
-
-    def construct(self: nn.Module, config: Any) -> None:
-        cls.__init__(self, config)  # type: ignore[misc]
-        surgery.replay_(self, plans)
-
-    return type(cls.__name__, (cls,), {"__init__": construct, "__module__": cls.__module__})
-
-
-def _check_table(path: Path, skeleton: Any, table: Mapping[str, TensorEntry]) -> None:
-    """Hold the stored names and shapes against those that the architecture asks for.
-
-    Raises:
-        InvalidInputError: With the first tensor, in order of name, that differs.
-    """
-    from transformers.core_model_loading import revert_weight_conversion
-
-    tied = set(skeleton.all_tied_weights_keys)
-    held = {k: v for k, v in skeleton.state_dict().items() if k not in tied}
-    expected = {k: tuple(v.shape) for k, v in revert_weight_conversion(skeleton, held).items()}
-    for name in sorted(expected.keys() | (table.keys() - tied)):
-        asked = expected.get(name)
-        given = table[name].shape if name in table else None
-        if given != asked:
-            raise InvalidInputError(
-                f"{name} in {path} is {_shown(given)}, but config.json asks for {_shown(asked)}",
-                hint="The config and the weights do not belong together: restore both.",
-            )
-
-
-def _shown(shape: tuple[int, ...] | None) -> str:
-    return "absent" if shape is None else str(list(shape))
 
 
 def _check_finite(path: Path, model: nn.Module) -> None:
@@ -296,19 +172,3 @@ def _copy_companions(origin: Path, folder: Path) -> None:
     for name in (*TOKENIZER_FILES, GENERATION_FILE, *licences):
         if (origin / name).is_file():
             shutil.copyfile(origin / name, folder / name)
-
-
-@contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Keep transformers' own bars and tables off the terminal: our errors say it in two lines."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

@@ -136,7 +136,7 @@ def class_name(path: Path, config: dict[str, Any]) -> str:
     if not (isinstance(names, list) and names and isinstance(names[0], str)):
         raise InvalidInputError(
             f"{path / CONFIG_FILE} names no class under 'architectures'",
-            hint="Add the class's name, for example \"architectures\": [\"Qwen3ForCausalLM\"].",
+            hint='Add the class\'s name, for example "architectures": ["Qwen3ForCausalLM"].',
         )
     family_for_class(names[0])
     return names[0]
@@ -240,13 +240,11 @@ def tensor_table(path: Path) -> dict[str, TensorEntry]:
                     hint="Copy the whole checkpoint again.",
                 )
     if not table:
-        raise InvalidInputError(
-            f"{path} holds no tensors", hint="Copy the whole checkpoint again."
-        )
+        raise InvalidInputError(f"{path} holds no tensors", hint="Copy the whole checkpoint again.")
     for name, entry in sorted(table.items()):
         if entry.dtype not in FLOATS:
             raise UnsupportedModelError(
-                f"{name} in {entry.file} is stored as {entry.dtype}: quantized weights are not read",
+                f"{name} in {entry.file} is stored as {entry.dtype}, not as floats",
                 hint="Start from the float checkpoint; quantize when you export.",
             )
     return dict(sorted(table.items()))

@@ -21,7 +21,7 @@ class Provenance:
     """The history of one model.
 
     Attributes:
-        source: Directory that it was loaded from or last saved to; ``None`` if it never lay on disk.
+        source: Directory that it was loaded from or last saved to, or ``None``.
         plans: Every plan applied to it, in order, those of the checkpoint first.
         modified: Whether a plan was applied since ``source`` was read or written.
     """

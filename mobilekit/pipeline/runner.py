@@ -79,7 +79,7 @@ def _as_recipe(recipe: Recipe | dict[str, Any] | str | Path) -> Recipe:
 
 
 def _created(directory: RunDirectory) -> str:
-    """Return when the run began; a resumed run keeps its date, so that its report stays the same."""
+    """Return when the run began; a resumed run keeps its date."""
     path = directory.root / ".state" / "created.json"
     if not path.is_file():
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -6,6 +6,8 @@ with every raw sample in it.
 
 from __future__ import annotations
 
-from .devices import DEVICES, list_devices, run
+from .config import ProfileConfig
+from .devices import DEVICES
+from .running import list_devices, run
 
-__all__ = ["DEVICES", "list_devices", "run"]
+__all__ = ["DEVICES", "ProfileConfig", "list_devices", "run"]

@@ -95,8 +95,8 @@ def _nearest(text: str) -> str:
     joined = re.sub(r"(?<=[0-9])tg", "+tg", plain)
     for candidate in (plain, swapped, joined):
         match = _FORM.fullmatch(candidate)
-        if match and candidate != text and candidate == format_workload(
-            int(match["pp"] or 0), int(match["tg"] or 0)
-        ):
-            return f"; did you mean '{candidate}'?"
+        if match and candidate and candidate != text:
+            name = format_workload(int(match["pp"] or 0), int(match["tg"] or 0))
+            if candidate == name:
+                return f"; did you mean '{name}'?"
     return ""

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from markupsafe import Markup
+
 from . import svg
 from .numbers import finite
 
@@ -138,9 +140,9 @@ def shape(kind: Shape, cls: str, inner: str = "") -> str:
     return f'<path d="{paths[kind]}" class="mark {cls}">{inner}</path>'
 
 
-def marker_icon(kind: Shape, cls: str) -> str:
+def marker_icon(kind: Shape, cls: str) -> Markup:
     """Return one marker as a picture of its own, for a key."""
-    return (
+    return Markup(
         '<svg xmlns="http://www.w3.org/2000/svg" class="icon" width="18" height="18" '
         f'viewBox="-9 -9 18 18" aria-hidden="true">{shape(kind, cls)}</svg>'
     )

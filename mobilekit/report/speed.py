@@ -12,10 +12,11 @@ from .numbers import milliseconds, rate, significant, size
 from .subjects import Phase, Subject, per_token_ms, spread, throughput
 from .tables import Cell, Table, num, plain, table
 
+_LATENCY_COLUMNS = ("Model or artifact", "p50", "p90", "p99", "mean", "std", "samples", "rate")
 _PHASES: tuple[tuple[Phase, str], ...] = (
     ("load", "Cold start: load"),
-    ("first", "Time to first token"),
-    ("prefill", "Prefill, a token"),
+    ("first", "Cold start: first inference"),
+    ("prefill", "Prefill, time to first token"),
     ("decode", "Decode, a token"),
 )
 
@@ -28,10 +29,12 @@ class Speed:
     decode: str | None
     memory: str | None
     strips: str | None
-    latency: Table | None
+    latency: tuple[tuple[str, Table], ...]
     memory_table: Table | None
     energy: Table | None
     device: str
+    workload: str
+    skipped: tuple[tuple[str, str], ...]
 
 
 def speed(found: Sequence[Subject]) -> Speed:
@@ -45,6 +48,8 @@ def speed(found: Sequence[Subject]) -> Speed:
         memory_table=_memory_table(found),
         energy=_energy_table(found),
         device=_devices(found),
+        workload=next((s.decode_workload for s in found), ""),
+        skipped=tuple((s.name, s.skipped) for s in found if s.skipped),
     )
 
 
@@ -56,7 +61,9 @@ def _size_bars(found: Sequence[Subject]) -> str | None:
 
 
 def _decode_bars(found: Sequence[Subject]) -> str | None:
-    items = [Bar(s.name, s.decode_rate(), rate(s.decode_rate()), s.kind) for s in found]
+    items = [
+        Bar(s.name, s.decode_rate(), rate(s.decode_rate()), s.kind, missing=_why(s)) for s in found
+    ]
     if all(item.value is None for item in items):
         return None
     return bars("Decoded tokens a second of each model and artifact; more is better", items)
@@ -67,11 +74,14 @@ def _memory_bars(found: Sequence[Subject]) -> str | None:
     for subject in found:
         record = subject.memory()
         peak = record.peak_bytes if record else None
-        why = (record.reason if record else None) or "not measured"
-        items.append(Bar(subject.name, peak, size(peak), subject.kind, missing=why))
+        items.append(Bar(subject.name, peak, size(peak), subject.kind, missing=_why(subject)))
     if all(item.value is None for item in items):
         return None
     return bars("Peak memory of the process of each model and artifact; less is better", items)
+
+
+def _why(subject: Subject) -> str:
+    return "not run on this device" if subject.skipped else "not measured"
 
 
 def _strips(found: Sequence[Subject]) -> str | None:
@@ -82,23 +92,27 @@ def _strips(found: Sequence[Subject]) -> str | None:
     return strips(label, rows, show=milliseconds)
 
 
-def _latency(found: Sequence[Subject]) -> Table | None:
-    """Return percentiles a phase; tables of one phase stand together."""
-    rows: list[list[Cell | str]] = []
+def _latency(found: Sequence[Subject]) -> tuple[tuple[str, Table], ...]:
+    """Return one table of percentiles for each phase and workload that was sampled."""
+    tables = []
+    workloads = sorted({r.workload.id for s in found for r in s.profiles})
     for phase, words in _PHASES:
-        for subject in found:
-            samples = subject.samples(phase)
-            whole = phase in ("load", "first")
-            values = [s.ns / 1e6 for s in samples] if whole else per_token_ms(samples)
-            stats = spread(values)
-            if stats is None:
-                continue
-            through = None if whole else throughput(samples)
-            figures = [milliseconds(v) for v in (stats.p50, stats.p90, stats.p99, stats.mean)]
-            tail = [num(str(stats.n)), num("–" if whole else rate(through))]
-            rows.append([words, subject.name, *[num(f) for f in figures], *tail])
-    columns = ("Phase", "Model or artifact", "p50", "p90", "p99", "mean", "samples", "rate")
-    return table(columns, rows) if rows else None
+        for workload in [None] if phase in ("load", "first") else workloads:
+            rows = [r for s in found if (r := _latency_row(s, phase, workload)) is not None]
+            if rows:
+                title = words if workload is None else f"{words} · {workload}"
+                tables.append((title, table(_LATENCY_COLUMNS, rows)))
+    return tuple(tables)
+
+
+def _latency_row(subject: Subject, phase: Phase, workload: str | None) -> list[Cell | str] | None:
+    samples = subject.samples(phase, workload)
+    stats = spread(per_token_ms(samples) if phase == "decode" else [s.ns / 1e6 for s in samples])
+    if stats is None:
+        return None
+    times = (stats.p50, stats.p90, stats.p99, stats.mean, stats.std)
+    through = rate(throughput(samples)) if phase in ("prefill", "decode") else "–"
+    return [subject.name, *[num(milliseconds(v)) for v in times], num(str(stats.n)), num(through)]
 
 
 def _memory_table(found: Sequence[Subject]) -> Table | None:

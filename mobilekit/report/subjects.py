@@ -1,11 +1,12 @@
 """What was measured, by what was run: the checkpoint before, the one after, every artifact.
 
-Rates and percentiles come from the raw samples of a result; a figure of ``Result.metrics`` is used
-only where there are no samples for it.
+Percentiles come from the raw samples. Decode rates of different workloads are never compared: one
+workload is chosen for the whole page.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -29,6 +30,7 @@ class Spread:
     p90: float
     p99: float
     mean: float
+    std: float | None
     n: int
 
 
@@ -41,6 +43,7 @@ class Subject:
     bytes: int | None
     artifact: Artifact | None
     results: tuple[Result, ...]
+    decode_workload: str = ""
 
     @property
     def name(self) -> str:
@@ -59,9 +62,26 @@ class Subject:
         """Return the evaluation results, in file order."""
         return [r for r in self.results if r.kind == "evaluate"]
 
-    def samples(self, phase: Phase) -> list[Sample]:
-        """Return all raw samples of a phase over the profiling results."""
-        return [s for r in self.profiles for s in r.samples if s.phase == phase]
+    @property
+    def skipped(self) -> str | None:
+        """Return why the device could not run it, where it could not."""
+        reasons = (r.metrics.get("skipped") for r in self.profiles)
+        return next((str(reason) for reason in reasons if reason), None)
+
+    def samples(self, phase: Phase, workload: str | None = None) -> list[Sample]:
+        """Return the raw samples of a phase, of one workload or of all.
+
+        Without a prompt the first decoding step makes the first token: it is no time *between*
+        tokens and is left out, as in ``Result.metrics``.
+        """
+        return [
+            s
+            for r in self.profiles
+            if workload in (None, r.workload.id)
+            for s in r.samples
+            if s.phase == phase
+            and not (phase == "decode" and s.token == 0 and r.workload.prompt_tokens == 0)
+        ]
 
     def memory(self) -> MemoryRecord | None:
         """Return the record with the highest peak among the profiling results."""
@@ -72,13 +92,15 @@ class Subject:
         return records[0] if records else None
 
     def decode_rate(self) -> float | None:
-        """Return decoded tokens a second."""
-        found = throughput(self.samples("decode"))
-        return found or self.figure("decode_tokens_per_s")
+        """Return decoded tokens a second: the median over repetitions that the device reports."""
+        chosen = [r for r in self.profiles if r.workload.id == self.decode_workload]
+        reported = (scalar(r.metrics.get("decode_tokens_per_s")) for r in chosen)
+        found = next((v for v in reported if v is not None), None)
+        return found or throughput(self.samples("decode", self.decode_workload))
 
     def decode_ms(self) -> list[float]:
         """Return milliseconds a decoded token, one value a sample."""
-        return per_token_ms(self.samples("decode"))
+        return per_token_ms(self.samples("decode", self.decode_workload))
 
     def figure(self, name: str) -> float | None:
         """Return the first finite value of a metric over all results."""
@@ -105,12 +127,14 @@ def per_token_ms(samples: Sequence[Sample]) -> list[float]:
 
 
 def spread(values: Sequence[float]) -> Spread | None:
-    """Return percentiles (linear between neighbours) and the mean, or None for no samples."""
+    """Return percentiles (linear between neighbours) mean and sample deviation, or None for no samples."""
     if not values:
         return None
     ordered = sorted(values)
     p10, p50, p90, p99 = (quantile(ordered, q) for q in (0.1, 0.5, 0.9, 0.99))
-    return Spread(p10, p50, p90, p99, sum(ordered) / len(ordered), len(ordered))
+    mean = statistics.fmean(ordered)
+    std = statistics.stdev(ordered) if len(ordered) > 1 else None
+    return Spread(p10, p50, p90, p99, mean, std, len(ordered))
 
 
 def subjects(evidence: Evidence) -> list[Subject]:
@@ -135,7 +159,16 @@ def _subject(
 ) -> Subject:
     results = tuple(r for r in evidence.results if r.artifact.id == name)
     kind: Literal["before", "after"] = "before" if name == "before" else "after"
-    return Subject(name, kind, size, artifact, results)
+    return Subject(name, kind, size, artifact, results, decode_workload(evidence.results))
+
+
+def decode_workload(results: Sequence[Result]) -> str:
+    """Return the workload by which decode speeds are compared: the one most subjects ran."""
+    ran = [r for r in results if any(s.phase == "decode" for s in r.samples)]
+    tally: dict[str, set[str]] = {}
+    for result in ran:
+        tally.setdefault(result.workload.id, set()).add(result.artifact.id)
+    return max(sorted(tally), key=lambda name: len(tally[name]), default="")
 
 
 def baseline(found: Sequence[Subject]) -> Subject | None:

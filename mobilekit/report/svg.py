@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import Literal
 
+from markupsafe import Markup
+
 Anchor = Literal["start", "middle", "end"]
 
 
@@ -25,9 +27,9 @@ def x(percent: float) -> str:
     return f"{number(percent)}%"
 
 
-def document(body: Sequence[str], *, height: float, label: str, kind: str) -> str:
-    """Return a whole chart whose text alternative is ``label``."""
-    return (
+def document(body: Sequence[str], *, height: float, label: str, kind: str) -> Markup:
+    """Return a whole chart whose text alternative is ``label``; texts in it are escaped."""
+    return Markup(
         f'<svg xmlns="http://www.w3.org/2000/svg" class="chart {kind}" role="img" '
         f'width="100%" height="{number(height)}" aria-label="{escape(label)}">'
         f"{''.join(body)}</svg>"

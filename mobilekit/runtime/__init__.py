@@ -1,4 +1,4 @@
-"""Run a model wherever it lives: a torch checkpoint, a ``.pte``, an ``.onnx``, an ``.mlpackage``."""
+"""Run a model wherever it lives: torch checkpoint, ``.pte``, ``.onnx``, ``.mlpackage``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A torch checkpoint as a runtime: the model's own forward and cache, nothing of ours in between."""
+"""A torch checkpoint as a runtime: the model's own forward and its own cache."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ class TorchRuntime:
     """
 
     name = "torch"
-    version = torch.__version__
+    version = str(torch.__version__)
 
     def __init__(self, model: nn.Module, context_length: int | None = None) -> None:
         self.model: Any = model.eval()
-        self.vocab_size: int = self.model.config.vocab_size
-        self.context_length: int = context_length or self.model.config.max_position_embeddings
+        config: Any = model.config
+        self.vocab_size: int = config.vocab_size
+        self.context_length: int = context_length or config.max_position_embeddings
         self.reset()
 
     def reset(self) -> None:
@@ -61,4 +62,4 @@ class TorchRuntime:
 
     @staticmethod
     def _numpy(logits: torch.Tensor) -> Logits:
-        return logits.float().cpu().numpy()  # type: ignore[no-any-return]
+        return logits.float().cpu().numpy()

@@ -27,9 +27,7 @@ class Bundle:
     manifest: Manifest
     _keep: object = field(default=None, repr=False, compare=False)
 
-    def artifact(
-        self, name: str | None = None, *, precision: str | None = None
-    ) -> Artifact:
+    def artifact(self, name: str | None = None, *, precision: str | None = None) -> Artifact:
         """Return one artifact by id, backend or format; the first match in manifest order.
 
         Raises:

@@ -77,7 +77,6 @@ class Plan(StrictModel):
         return self.model_dump(mode="json", by_alias=True)
 
 
-
 def read_plans(path: Path) -> list[Plan]:
     """Read a ``plan.json``: the plans applied to a checkpoint, in order.
 

@@ -216,7 +216,7 @@ def _training_facts(
         "training": {
             "command": "python -m mobilekit.train.embedded_default " + shlex.join(sys.argv[1:]),
             "steps": steps,
-            "planned_steps": recipe.steps,
+            "schedules": result.schedules,
             "tokens": steps * recipe.batch_size * recipe.sequence_length,
             "seconds": round(result.seconds, 1),
             "corpus_bytes": sum(len(text.encode("utf-8")) for text in texts),

@@ -52,6 +52,8 @@ class LoopResult:
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0  # training time, summed over resumed runs
     resumed_from: int = 0
+    # (first step, planned steps): more than one entry where a resumed run changed its length
+    schedules: list[tuple[int, int]] = field(default_factory=list)
 
 
 def learning_rate_at(step: int, settings: LoopSettings) -> float:
@@ -108,6 +110,8 @@ def run_loop(
     if state_path is not None and state_path.exists():
         result = load_state(state_path, model, optimizer, generator)
     first, earlier = len(result.losses), result.seconds
+    if not result.schedules or result.schedules[-1][1] != settings.steps:
+        result.schedules.append((first, settings.steps))
     was_training = model.training
     model.train()
     started = time.monotonic()
@@ -173,7 +177,9 @@ def save_state(
         tensors[f"model/{name}"] = parameter.detach().contiguous()
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer/{key}/{name}"] = value.detach().contiguous()
-    metadata = {"losses": json.dumps(result.losses), "seconds": repr(result.seconds)}
+    # JSON writes floats so that they come back exactly
+    history = {key: value for key, value in vars(result).items() if key != "resumed_from"}
+    metadata = {"result": json.dumps(history)}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     save_file(tensors, temporary, metadata=metadata)
@@ -205,8 +211,10 @@ def load_state(
                 optimizer.state[parameter] = _on_device(state, parameter)
         generator.set_state(stored.get_tensor("generator"))
         metadata = stored.metadata()
-    losses = [float(loss) for loss in json.loads(metadata["losses"])]
-    return LoopResult(losses, float(metadata["seconds"]), resumed_from=len(losses))
+    history = json.loads(metadata["result"])
+    schedules = [(int(first), int(steps)) for first, steps in history["schedules"]]
+    losses = [float(loss) for loss in history["losses"]]
+    return LoopResult(losses, float(history["seconds"]), len(losses), schedules)
 
 
 def _on_device(state: dict[str, Tensor], parameter: Tensor) -> dict[str, Tensor]:

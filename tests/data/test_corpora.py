@@ -87,7 +87,8 @@ def test_split_is_decided_by_the_name():
 
 
 def test_comments_of_disabled_code_are_no_prose():
-    prose = "# This explains at some length why the next lines do what they do,\n# and what not to do."
+    prose = "# This explains at some length why the next lines do\n# what they do, and what not."
+    prose += "\n# It has a third line."
     code = "# for (i = 0; i < n; ++i) { a[i] = b[i] * (c + d[i]); }\n# x = {1: 2, 3: 4}; y[0] += 1"
     found = list(corpora._comments(f"{prose}\nx = 1\n{code}\n"))
     assert [text.split()[0] for _, text in found] == ["This"]

@@ -21,8 +21,9 @@ def experts(model: nn.Module) -> list[UnitGroup]:
 def sparse_blocks(model: nn.Module) -> list[tuple[int, str, Any]]:
     """Return (layer index, module path, block) of every MLP that has a router and experts."""
     found = []
-    for index, layer in enumerate(model.model.layers):  # type: ignore[union-attr,arg-type]
-        block = layer.mlp  # type: ignore[union-attr]
+    layers: Any = model.get_submodule("model.layers")
+    for index, layer in enumerate(layers):
+        block = layer.mlp
         if hasattr(block, "experts") and hasattr(block, "gate"):
             found.append((index, f"model.layers.{index}.mlp", block))
     return found

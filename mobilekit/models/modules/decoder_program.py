@@ -8,6 +8,7 @@ last position only: nothing else is needed to generate, and a large vocabulary i
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -148,7 +149,8 @@ class ArithmeticDecoder(DecoderProgram):
         positions = input_pos + offsets  # (S,)
         slots = torch.arange(self.context_length, dtype=torch.int32, device=input_ids.device)
         visible = slots[None, :] <= positions[:, None]
-        mask = torch.where(visible, 0.0, _MASKED)[None, None]  # (1, 1, S, T), additive
+        # additive, (1, 1, S, T); torch.where would leave two constants of that size in the file
+        mask = ((visible.to(torch.float32) - 1.0) * -_MASKED)[None, None]
         written = (slots[None, :] == positions[:, None]).to(mask.dtype)  # (S, T), one-hot rows
         kept = 1.0 - written.sum(dim=0)[None, None, :, None]  # (1, 1, T, 1)
 
@@ -162,7 +164,7 @@ class ArithmeticDecoder(DecoderProgram):
 
 
 def decoder_program(
-    model: nn.Module, phase: Phase, replaced: dict[str, nn.Module] | None = None
+    model: nn.Module, phase: Phase, replaced: Mapping[str, nn.Module] | None = None
 ) -> Program:
     """Wrap a decoder LM for capture.
 
@@ -185,12 +187,12 @@ def decoder_program(
     return build[phase.state](body, phase)
 
 
-def _shallow_copy(model: nn.Module, replaced: dict[str, nn.Module]) -> nn.Module:
+def _shallow_copy(model: nn.Module, replaced: Mapping[str, nn.Module]) -> nn.Module:
     """Copy the module tree but share every tensor, then swap in the replacements."""
-    owned = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    owned: dict[int, object] = {id(t): t for t in (*model.parameters(), *model.buffers())}
     for path in replaced:  # what is replaced need not be copied at all
         owned.update({id(m): m for m in model.get_submodule(path).modules()})
-    body = copy.deepcopy(model, memo=dict(owned))
+    body = copy.deepcopy(model, memo=owned)
     for path, module in replaced.items():
         body.set_submodule(path, module)
     return body.eval().requires_grad_(False)
@@ -247,7 +249,9 @@ def _explicit(model: nn.Module, phase: Phase) -> Program:
     length, past = 3, 2
     _, heads, _, head_dim = module.cache_shape
     dtype = next(model.parameters()).dtype
-    cache = [torch.zeros(1, heads, past, head_dim, dtype=dtype) for _ in range(2 * module.num_layers)]
+    cache = [
+        torch.zeros(1, heads, past, head_dim, dtype=dtype) for _ in range(2 * module.num_layers)
+    ]
     example = (
         torch.ones(1, length, dtype=torch.long),
         torch.ones(1, past + length, dtype=torch.long),

@@ -1,0 +1,110 @@
+"""One program (torch) → one Core ML model: capture, name the layers, convert, quantize."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from mobilekit.models.families.base import Program
+from mobilekit.runtime.mil.tools import coremltools, quiet
+
+from .precision import KeepFp32, router_weights
+from .scheme import WEIGHT_THRESHOLD, Scheme
+
+_LAYER_OUTPUT = "layer_output"
+
+
+def layer_value(index: int) -> str:
+    """Return the name that the output of layer ``index`` gets in the program."""
+    return f"{_LAYER_OUTPUT}_{index}"
+
+
+def convert(program: Program, scheme: Scheme) -> Any:
+    """Return the ``MLModel`` of one program, single-function, not loaded by Core ML.
+
+    Mutated buffers become states, which Core ML keeps in fp16 whatever the program computes in.
+    """
+    import numpy as np
+
+    captured = capture(program)
+    with quiet(), _alias_supported():
+        ct = coremltools()
+        model = ct.convert(
+            captured,
+            outputs=[ct.TensorType(name="logits", dtype=np.float32)],
+            minimum_deployment_target=ct.target.iOS18,
+            compute_precision=_compute_precision(ct, scheme),
+            skip_model_load=True,
+        )
+        return _quantized(model) if scheme.quantized else model
+
+
+def capture(program: Program) -> Any:
+    """Export the program's module, its layer outputs renamed so that they can be found again."""
+    import torch
+
+    with quiet(), torch.no_grad():
+        captured = torch.export.export(program.module, program.example_inputs, strict=False)
+        captured = captured.run_decompositions({})
+    for index, path in enumerate(program.layers):
+        node = _last_node(captured.graph, path)
+        if node is not None:
+            node._rename(layer_value(index))
+    return captured
+
+
+def _last_node(graph: Any, path: str) -> Any | None:
+    """Return the last node that was made inside the module at ``path`` and is used."""
+    last = None
+    for node in graph.nodes:
+        stack = node.meta.get("nn_module_stack") or {}
+        if node.users and any(scope[0] == path for scope in stack.values()):
+            last = node
+    return last
+
+
+def _compute_precision(ct: Any, scheme: Scheme) -> Any:
+    if scheme.compute == "float32":
+        return ct.precision.FLOAT32
+    return ct.transform.FP16ComputePrecision(op_selector=KeepFp32())
+
+
+def _quantized(model: Any) -> Any:
+    """Store the weights of linears and embeddings as int8, symmetric, one scale an output row."""
+    import coremltools.optimize.coreml as cto
+
+    int8 = cto.OpLinearQuantizerConfig(
+        mode="linear_symmetric",
+        dtype="int8",
+        granularity="per_channel",
+        weight_threshold=WEIGHT_THRESHOLD,
+    )
+    config = cto.OptimizationConfig(
+        op_type_configs={"linear": int8, "gather": int8},
+        op_name_configs=dict.fromkeys(router_weights(model._mil_program)),
+    )
+    return cto.linear_quantize_weights(model, config)
+
+
+@contextlib.contextmanager
+def _alias_supported() -> Iterator[None]:
+    """Teach coremltools ``aten.alias``, which newer torch emits and which copies nothing."""
+    from coremltools.converters.mil import Builder as mb
+    from coremltools.converters.mil.frontend.torch import torch_op_registry as registry
+    from coremltools.converters.mil.frontend.torch.ops import _get_inputs
+
+    table = registry._TORCH_OPS_REGISTRY.name_to_func_mapping
+    if "alias" in table:
+        yield
+        return
+
+    def alias(context: Any, node: Any) -> None:
+        (value,) = _get_inputs(context, node, expected=1)
+        context.add(mb.identity(x=value, name=node.name))
+
+    registry.register_torch_op(alias)
+    try:
+        yield
+    finally:
+        del table["alias"]

@@ -1,0 +1,104 @@
+"""The ONNX back end: what ``build`` and ``verify`` ask of an ecosystem."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from mobilekit.core.files import atomic_write_json
+from mobilekit.core.optional import require
+from mobilekit.schema.manifest import ProgramRecord, RuntimeRequirement, Tolerance
+
+from ..base import ExportSpec, Lowered
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from mobilekit.models.families import Family
+    from mobilekit.runtime.base import TokenLogits
+
+
+class OnnxBackend:
+    """Lowers to one ``.onnx`` beside a ``genai_config.json``; implements ``Backend``."""
+
+    name = "onnx"
+    format: Literal["onnx"] = "onnx"
+    backend = "cpu"
+    extra = "onnx"
+    precisions = ("fp32", "int8")
+    packages = ("onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch", "transformers")
+
+    def lower(self, model: nn.Module, family: Family, spec: ExportSpec, out: Path) -> Lowered:
+        """Write the artifact of ``model`` into the directory ``out``; the model stays as it is."""
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            require(package, extra=self.extra)
+        from . import write
+        from .capture import OPSET, capture
+        from .fuse import fuse
+        from .genai import CONFIG_FILE, genai_config
+        from .quantize import ACCURACY_LEVEL, quantize_model
+
+        captured = capture(model, family, spec.context_length)
+        fused = fuse(captured.model)
+        graph = write.finish(captured)
+        settings = {"opset": OPSET, "fused": fused}
+        if spec.precision == "int8":
+            graph, block = quantize_model(graph, exclude=captured.routers)
+            settings["quantizer"] = {
+                "tool": "onnxruntime.quantization MatMulNBits",
+                "bits": 8,
+                "block_size": block,
+                "symmetric": True,
+                "activations": "int8 a row and block" if ACCURACY_LEVEL == 4 else "float32",
+                "float32_nodes": list(captured.routers),
+            }
+        files = write.save(graph, out)
+        atomic_write_json(out / CONFIG_FILE, genai_config(model.config, spec))
+        path = out / files[0]
+        settings["operators"] = write.operator_counts(path)
+        program = captured.program
+        return Lowered(
+            files=(*files, CONFIG_FILE),
+            programs={"forward": ProgramRecord(inputs=program.inputs, outputs=program.outputs)},
+            runtime=RuntimeRequirement(name="onnxruntime", min=MIN_RUNTIME),
+            weights=write.weight_record(path, spec.precision),
+            settings=settings,
+        )
+
+    def reference(self, model: nn.Module, family: Family, spec: ExportSpec) -> TokenLogits:
+        """Return the eager program of the same precision and scheme."""
+        from mobilekit.runtime.eager import EagerProgram
+
+        from .reference import reference_program
+
+        program = reference_program(model, family, spec)
+        return EagerProgram(
+            program.module,  # type: ignore[arg-type]
+            context_length=spec.context_length,
+            vocab_size=model.config.vocab_size,  # type: ignore[union-attr,arg-type]
+            name=f"eager-{spec.precision}",
+        )
+
+    def tolerance(self, spec: ExportSpec) -> Tolerance:
+        """Return what parity with :meth:`reference` must hold to."""
+        return TOLERANCES[spec.precision]
+
+    def diagnose(
+        self, path: Path, model: nn.Module, family: Family, spec: ExportSpec, tokens: list[int]
+    ) -> str | None:
+        """Return the first layer of the file at ``path`` that diverges from the reference."""
+        from .diagnose import first_divergence, reference_states, tapped_states
+        from .reference import reference_program
+
+        expected = reference_states(reference_program(model, family, spec), tokens)
+        found = tapped_states(path, tokens)
+        return first_divergence(found, expected, limit=LAYER_LIMITS[spec.precision])
+
+
+MIN_RUNTIME = "1.32"
+TOLERANCES = {
+    "fp32": Tolerance(max_abs=1e-3, kl=1e-6, top1=0.99),
+    "int8": Tolerance(max_abs=0.25, kl=1e-3, top1=0.95),
+}
+LAYER_LIMITS = {"fp32": 1e-4, "int8": 2e-2}
+ONNX = OnnxBackend()

@@ -1,0 +1,126 @@
+"""Write the graph to disk, and count what the written file holds."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+
+from mobilekit.core.errors import InvalidInputError
+from mobilekit.schema.manifest import WeightRecord
+
+from .quantize import BITS
+
+if TYPE_CHECKING:
+    from .capture import Captured
+
+MODEL_FILE = "model.onnx"
+DATA_FILE = "model.onnx.data"
+TAPS_KEY = "mobilekit.taps"
+_INLINE_LIMIT = 1_900_000_000  # bytes; a protobuf message ends at 2 GiB
+_EXTERNAL_THRESHOLD = 1024  # bytes; smaller tensors stay in the graph file
+_QUANTIZED_OPS = ("MatMulNBits", "GatherBlockQuantized")
+_STORED = {"fp32": "float32", "int8": f"uint{BITS}"}
+
+
+def finish(captured: Captured) -> onnx.ModelProto:
+    """Return the graph as it ships: own outputs only, no traces of the exporting machine.
+
+    The names of the values that the layers put out are kept in the file's metadata, so that a
+    later diagnosis can tap the shipped file itself.
+    """
+    model = captured.model
+    taps = set(captured.taps.values())
+    for index in reversed(range(len(model.graph.outputs))):
+        if model.graph.outputs[index].name in taps:
+            del model.graph.outputs[index]
+    for spec, value in zip(
+        (*captured.program.inputs, *captured.program.outputs),
+        (*model.graph.inputs, *model.graph.outputs),
+        strict=True,
+    ):
+        value.shape = ir.Shape(spec.shape)
+    passes.ClearMetadataAndDocStringPass()(model)  # the exporter records source paths there
+    model.metadata_props.clear()
+    model.metadata_props[TAPS_KEY] = json.dumps(captured.taps)
+    model.producer_name = "mobilekit"
+    return ir.to_proto(model)
+
+
+def read_taps(model: onnx.ModelProto, path: Path) -> dict[str, str]:
+    """Return layer path → value name, as :func:`finish` wrote them.
+
+    Raises:
+        InvalidInputError: If the file has none.
+    """
+    for entry in model.metadata_props:
+        if entry.key == TAPS_KEY:
+            taps: dict[str, str] = json.loads(entry.value)
+            return taps
+    raise InvalidInputError(
+        f"{path} does not say which values its layers put out",
+        hint="Export it anew with this version of mobilekit.",
+    )
+
+
+def save(model: onnx.ModelProto, out: Path, *, inline_limit: int = _INLINE_LIMIT) -> list[str]:
+    """Write ``model`` into the directory ``out``; return the names of the files.
+
+    One file below ``inline_limit`` bytes of weights; above it a second one holds the weights.
+    """
+    path = out / MODEL_FILE
+    if sum(map(_nbytes, model.graph.initializer)) < inline_limit:
+        onnx.save_model(model, path)
+        return [MODEL_FILE]
+    onnx.save_model(
+        model,
+        path,
+        save_as_external_data=True,
+        location=DATA_FILE,
+        size_threshold=_EXTERNAL_THRESHOLD,
+    )
+    return [MODEL_FILE, DATA_FILE]
+
+
+def weight_record(path: Path, precision: str) -> WeightRecord:
+    """Count the weights of the file at ``path`` by the dtype they are stored in.
+
+    Integer constants (shapes, axes, expert ids) are not weights; scales count as "scales".
+    """
+    graph = onnx.load(path, load_external_data=False).graph
+    scales = _scale_names(graph)
+    stored: Counter[str] = Counter()
+    for tensor in graph.initializer:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).name
+        if dtype not in ("int64", "int32", "bool"):
+            stored["scales" if tensor.name in scales else dtype] += _nbytes(tensor)
+    weights = sum(count for dtype, count in stored.items() if dtype != "scales")
+    return WeightRecord(
+        bytes_by_dtype=dict(stored), share_at_precision=stored[_STORED[precision]] / weights
+    )
+
+
+def operator_counts(path: Path) -> Mapping[str, int]:
+    """Return how many nodes of each operator the file has, most frequent first."""
+    graph = onnx.load(path, load_external_data=False).graph
+    return dict(Counter(node.op_type for node in graph.node).most_common())
+
+
+def _scale_names(graph: onnx.GraphProto) -> set[str]:
+    """Return the initializers that reach the scales input of a quantized operator."""
+    used = {node.input[2] for node in graph.node if node.op_type in _QUANTIZED_OPS}
+    views = {n.input[0] for n in graph.node if n.op_type == "Unsqueeze" and n.output[0] in used}
+    return used | views
+
+
+def _nbytes(tensor: onnx.TensorProto) -> int:
+    count = 1
+    for size in tensor.dims:
+        count *= size
+    return int(count * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)

@@ -1,0 +1,38 @@
+"""What a recipe may ask an evaluation for; imports neither torch nor numpy."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from mobilekit.core.strict import StrictModel
+
+__all__ = ["MobileMMLUConfig", "PerplexityConfig", "SuiteConfig"]
+
+
+class PerplexityConfig(StrictModel):
+    """Settings of held-out perplexity."""
+
+    suite: Literal["perplexity"] = "perplexity"
+    data: str = Field("heldout", description="'heldout' (English of CPython) or a UTF-8 file.")
+    max_tokens: int = Field(2048, ge=2, description="Only so many tokens from the text's start.")
+    window: int | None = Field(
+        None,
+        ge=2,
+        description="Tokens a window; the smaller of 256 and the context length where null.",
+    )
+
+
+class MobileMMLUConfig(StrictModel):
+    """Settings of the four-option questions."""
+
+    suite: Literal["mobile_mmlu"] = "mobile_mmlu"
+    data: str = Field("sample", description="'sample', or a local copy: folder or CSV file.")
+    key: str | None = Field(None, description="CSV with question_id,answer; the sample has its own.")
+    scorer: Literal["loglik"] = "loglik"
+    limit: int | None = Field(None, ge=1, description="So many questions, spread over the fields.")
+    seed: int = Field(0, ge=0, description="Which questions a limit picks.")
+
+
+SuiteConfig = Annotated[PerplexityConfig | MobileMMLUConfig, Field(discriminator="suite")]

@@ -1,0 +1,1 @@
+"""One module or folder a suite; ``mobilekit.evaluate.SUITES`` names them."""

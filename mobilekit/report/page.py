@@ -1,0 +1,128 @@
+"""Put the page and the model card together, and write both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from mobilekit.core.files import atomic_write
+from mobilekit.schema.manifest import Manifest
+from mobilekit.schema.plan import Plan
+from mobilekit.schema.result import Result
+from mobilekit.schema.run import RunRecord
+
+from .card import card
+from .changes import changes
+from .evidence import Evidence, read_evidence
+from .headline import headline
+from .markdown import escape_markdown
+from .quality import quality
+from .speed import speed
+from .subjects import subjects
+from .trust import trust
+
+REPORT_FILE = "report.html"
+CARD_FILE = "model_card.md"
+
+_SECTIONS = (
+    ("compare", "Before and after"),
+    ("quality", "Quality"),
+    ("done", "What was done"),
+    ("experts", "Experts"),
+    ("parity", "Parity"),
+    ("latency", "Latency"),
+    ("memory", "Memory"),
+    ("energy", "Energy"),
+    ("provenance", "Provenance"),
+    ("limits", "Limits"),
+)
+
+
+def build(
+    run: RunRecord,
+    *,
+    plans: Sequence[Plan] = (),
+    manifest: Manifest | None = None,
+    results: Sequence[Result] = (),
+) -> str:
+    """Return the report as one HTML page that loads nothing.
+
+    Args:
+        run: The record of the run.
+        plans: The plans applied to the checkpoint, in order; none where nothing was compressed.
+        manifest: The bundle's manifest, or None before the export.
+        results: Profiling and evaluation results; none before those steps.
+
+    Returns:
+        The page. Every string in it that came from outside is escaped.
+    """
+    evidence = Evidence(run, tuple(plans), manifest, tuple(results))
+    return _environment().get_template("report.html.j2").render(**_views(evidence))
+
+
+def build_card(
+    run: RunRecord,
+    *,
+    plans: Sequence[Plan] = (),
+    manifest: Manifest | None = None,
+    results: Sequence[Result] = (),
+) -> str:
+    """Return the model card as Markdown; the arguments are those of `build`."""
+    evidence = Evidence(run, tuple(plans), manifest, tuple(results))
+    template = _environment().get_template("model_card.md.j2")
+    return template.render(**_views(evidence), card=card(evidence))
+
+
+def write(run_dir: Path) -> Path:
+    """Write ``report.html`` and ``model_card.md`` into a run directory, each whole or not at all.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        InvalidInputError: If ``run.json`` is missing or a document of the run is malformed.
+        OutputError: If the directory cannot be written.
+    """
+    found = read_evidence(Path(run_dir))
+    parts: dict[str, Any] = {
+        "plans": found.plans,
+        "manifest": found.manifest,
+        "results": found.results,
+    }
+    page, card = build(found.run, **parts), build_card(found.run, **parts)
+    atomic_write(Path(run_dir) / CARD_FILE, card)
+    target = Path(run_dir) / REPORT_FILE
+    atomic_write(target, page)
+    return target
+
+
+def _views(evidence: Evidence) -> dict[str, Any]:
+    """Return what the templates show; every chart is marked as safe, nothing else is."""
+    found = subjects(evidence)
+    return {
+        "run": evidence.run,
+        "manifest": evidence.manifest,
+        "head": headline(evidence, found),
+        "speed": speed(found),
+        "quality": quality(found),
+        "changes": changes(evidence),
+        "trust": trust(evidence, found),
+        "sections": _SECTIONS,
+        "css": Markup((Path(__file__).parent / "templates" / "style.css").read_text("utf-8")),
+    }
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("mobilekit.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["md"] = escape_markdown
+    return environment

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mobilekit.export import vectors as parity_vectors
+from mobilekit.export.parity import compare_greedy, deviation, measure
+from mobilekit.export.vectors import Answer, Vectors
+from torch import nn
+
+from mobilekit.core.errors import InvalidInputError
+from mobilekit.runtime.generate import greedy
+from mobilekit.runtime.torch import TorchRuntime
+from mobilekit.schema.manifest import Tolerance
+
+PROMPTS = [[5, 6, 7], [9], [1, 2, 3, 4, 5, 6]]
+TIGHT = Tolerance(max_abs=1e-5, kl=1e-8, top1=1.0)
+
+
+@pytest.fixture(scope="module")
+def recorded(tiny_qwen3: nn.Module) -> Vectors:
+    return parity_vectors.record(TorchRuntime(tiny_qwen3), PROMPTS, 12)
+
+
+def test_eager_repeats_itself(tiny_qwen3: nn.Module, recorded: Vectors) -> None:
+    again = parity_vectors.replay(TorchRuntime(tiny_qwen3), recorded)
+    assert np.array_equal(again.argmax, recorded.tokens)
+    np.testing.assert_allclose(again.logits, recorded.eager.logits, atol=1e-6)
+
+
+def test_recorded_logits_are_those_of_one_full_forward(
+    tiny_qwen3: nn.Module, recorded: Vectors
+) -> None:
+    runtime = TorchRuntime(tiny_qwen3)
+    for (p, n), logits in zip(recorded.steps, recorded.eager.logits, strict=True):
+        text = [*recorded.prompts[p], *recorded.tokens[p, :n]]
+        full = runtime.full_logits(np.asarray(text))
+        np.testing.assert_allclose(full[-1], logits, atol=1e-5)
+        gap = np.sort(full[-1])[-1] - np.sort(full[-1])[-2]
+        assert abs(gap - recorded.gaps[p, n]) < 1e-5
+
+
+def test_vectors_round_trip(recorded: Vectors, tmp_path: Path) -> None:
+    recorded.same["onnx-cpu-int8"] = recorded.eager
+    parity_vectors.write(recorded, tmp_path / "v.safetensors")
+    again = parity_vectors.read(tmp_path / "v.safetensors")
+    assert again.prompts == recorded.prompts
+    assert np.array_equal(again.tokens, recorded.tokens)
+    assert np.array_equal(again.same["onnx-cpu-int8"].logits, recorded.eager.logits)
+
+
+def test_damaged_vectors_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "v").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00garbage!")
+    with pytest.raises(InvalidInputError, match="parity vectors"):
+        parity_vectors.read(tmp_path / "v")
+
+
+def test_an_equal_model_passes_and_a_changed_one_fails(
+    tiny_qwen3: nn.Module, tiny_qwen3_moe: nn.Module, recorded: Vectors
+) -> None:
+    def check(model: nn.Module) -> object:
+        return measure(
+            TorchRuntime(model), recorded, recorded.eager, precision="fp32", tolerance=TIGHT
+        )
+
+    assert check(tiny_qwen3).passed is True  # type: ignore[attr-defined]
+    other = check(tiny_qwen3_moe)
+    assert other.passed is False  # type: ignore[attr-defined]
+    assert other.against_fp32.max_abs > 0.01  # type: ignore[attr-defined]
+
+
+def test_greedy_by_replay_is_greedy_by_itself(tiny_qwen3_moe: nn.Module, recorded: Vectors) -> None:
+    """Replay feeds eager's tokens; up to the first different argmax that is the same thing."""
+    runtime = TorchRuntime(tiny_qwen3_moe)
+    replayed = parity_vectors.replay(runtime, recorded)
+    for p, prompt in enumerate(recorded.prompts):
+        own = greedy(runtime, prompt, recorded.tokens.shape[1])
+        differs = np.flatnonzero(replayed.argmax[p] != recorded.tokens[p])
+        same = int(differs[0]) if len(differs) else len(own)
+        assert own[:same] == list(recorded.tokens[p, :same])
+        assert same == len(own) or own[same] != recorded.tokens[p, same]
+
+
+def planted(argmax: list[list[int]], gaps: list[list[float]]) -> tuple[Vectors, Answer]:
+    tokens = np.zeros((2, 3), dtype=np.int64)
+    logits = np.zeros((1, 4), dtype=np.float32)
+    steps = np.zeros((1, 2), dtype=np.int64)
+    vectors = Vectors(
+        ((1,), (2,)), tokens, np.asarray(gaps, np.float32), steps, Answer(tokens, logits), {}
+    )
+    return vectors, Answer(np.asarray(argmax, dtype=np.int64), logits)
+
+
+@pytest.mark.parametrize(
+    ("argmax", "gaps", "counts"),
+    [
+        ([[0, 0, 0], [0, 0, 0]], [[1, 1, 1], [1, 1, 1]], (2, 0, 0)),
+        ([[0, 1, 0], [0, 0, 0]], [[1, 1, 1], [1, 1, 1]], (1, 0, 1)),
+        ([[0, 1, 0], [0, 0, 0]], [[1, 0.1, 1], [1, 1, 1]], (1, 1, 0)),
+        # only the first divergence can be excused: what follows has another past
+        ([[1, 1, 0], [0, 0, 1]], [[1, 0.1, 1], [1, 1, 0.1]], (0, 1, 1)),
+    ],
+)
+def test_near_ties_are_excused_and_counted(
+    argmax: list[list[int]], gaps: list[list[float]], counts: tuple[int, int, int]
+) -> None:
+    vectors, answer = planted(argmax, gaps)
+    record = compare_greedy(vectors, answer, error=0.1)
+    assert (record.equal, record.excused, record.different) == counts
+
+
+def test_a_nan_logit_is_infinitely_far() -> None:
+    vectors, answer = planted([[0] * 3] * 2, [[1] * 3] * 2)
+    broken = Answer(answer.argmax, np.full((1, 4), np.nan, dtype=np.float32))
+    assert deviation("x", vectors.eager, broken).max_abs > 1e30

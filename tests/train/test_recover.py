@@ -1,0 +1,205 @@
+import copy
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+from mobilekit.core.errors import InvalidInputError, UsageError
+from mobilekit.train.forward import forward_with_routing
+from mobilekit.train.heldout import measure_heldout
+from mobilekit.train.recover import RecoverConfig, recover
+
+VOCABULARY = 32
+SMALL = {"tokens": 4 * 16 * 6, "batch_size": 4, "sequence_length": 16, "learning_rate": 5e-3}
+
+
+class LetterTokenizer:
+    """Tokens are the characters' codes modulo the vocabulary."""
+
+    eos_token_id = 0
+
+    def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
+        return {"input_ids": [ord(character) % VOCABULARY for character in text]}
+
+
+def rule_text(length: int) -> str:
+    """Letters of which each pair allows two successors, at random; attention alone is too little."""
+    generator = torch.Generator().manual_seed(11)
+    successors = torch.randint(8, (8, 8, 2), generator=generator).tolist()
+    coins = torch.randint(2, (length,), generator=generator).tolist()
+    letters = [0, 1]
+    for coin in coins:
+        letters.append(successors[letters[-2]][letters[-1]][coin])
+    return "".join(chr(ord("a") + letter) for letter in letters)
+
+
+@cache
+def dense() -> Any:
+    torch.manual_seed(0)
+    config = Qwen3MoeConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=32,
+        moe_intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        num_experts=4,
+        num_experts_per_tok=2,
+        max_position_embeddings=64,
+    )
+    return Qwen3MoeForCausalLM(config).eval()
+
+
+def without_experts(model: Any, keep: list[list[int]]) -> Any:
+    """A copy of which each layer keeps only the named experts."""
+    pruned = copy.deepcopy(model)
+    for layer, indices in zip(pruned.model.layers, keep, strict=True):
+        experts, router = layer.mlp.experts, layer.mlp.gate
+        for module, name in ((experts, "gate_up_proj"), (experts, "down_proj"), (router, "weight")):
+            kept = getattr(module, name).detach()[indices].clone()
+            setattr(module, name, torch.nn.Parameter(kept))
+        experts.num_experts = router.num_experts = len(indices)
+    return pruned
+
+
+def weights(model: Any) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+def equal(first: list[Tensor], second: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def run(model: Any, **changes: Any) -> Any:
+    config = RecoverConfig(**{**SMALL, **changes})
+    teacher = dense() if "distill" in config.objective else None
+    return recover(
+        model, config, tokenizer=LetterTokenizer(), teacher=teacher, data=rule_text(2000)
+    )
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"objective": []},
+        {"objective": ["next_token", "next_token"]},
+        {"objective": ["guess"]},
+        {"tokens": 0},
+        {"distill_weight": 1.5},
+        {"temperature": 0.0},
+        {"optimizer": "sgd"},
+        {"token": 5},
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(bad: dict[str, Any]):
+    with pytest.raises(ValidationError):
+        RecoverConfig(**bad)
+
+
+def test_settings_come_back_from_json():
+    config = RecoverConfig(objective=["distill"], tokens=1000)
+    assert RecoverConfig.model_validate_json(config.model_dump_json()) == config
+    assert RecoverConfig(tokens=1, batch_size=2, sequence_length=8).steps == 1
+    assert RecoverConfig(tokens=17, batch_size=2, sequence_length=8).steps == 2
+
+
+def test_routing_of_layers_with_different_numbers_of_experts():
+    model = without_experts(dense(), [[0, 1, 3], [1, 2]])
+    ids = torch.arange(12).reshape(2, 6)
+    logits, routing = forward_with_routing(model, ids)
+    assert [tuple(layer.shape) for layer in routing] == [(12, 3), (12, 2)]
+    torch.testing.assert_close(logits, model(input_ids=ids).logits)
+    assert not model.base_model._forward_hooks
+    assert not model.base_model._forward_pre_hooks
+
+
+def test_heldout_measurement_counts_every_token_once():
+    text = rule_text(100)
+    measured = measure_heldout(dense(), LetterTokenizer(), text, length=24)
+    assert measured.tokens == measured.num_bytes == len(text)
+    assert [pytest.approx(1.0)] * 2 == [sum(layer) for layer in measured.expert_load]
+    nats = 0.0
+    for start in range(0, len(text), 24):
+        ids = LetterTokenizer()(text[start : start + 24])["input_ids"]
+        logits = dense()(input_ids=torch.tensor([[0, *ids]])).logits[0, :-1].double()
+        nats -= float(logits.log_softmax(-1)[range(len(ids)), ids].sum().detach())
+    assert measured.nats == pytest.approx(nats, rel=1e-5)
+
+
+def test_recovery_repeats_with_the_seed_and_reports_what_it_did():
+    models = [without_experts(dense(), [[0, 1], [2, 3]]) for _ in range(3)]
+    results = [run(model, seed=seed) for model, seed in zip(models, (5, 5, 6), strict=True)]
+    assert results[0].losses == results[1].losses != results[2].losses
+    assert equal(weights(models[0]), weights(models[1]))
+    assert not equal(weights(models[0]), weights(models[2]))
+    summary = results[0].summary()
+    assert summary["steps"] == 6
+    assert summary["tokens"] == 4 * 16 * 6
+    assert summary["heldout_loss_before"] == results[1].heldout_loss_before
+
+
+def test_the_teacher_is_not_changed():
+    before = weights(dense())
+    run(without_experts(dense(), [[0, 1], [0, 1]]), objective=["distill"])
+    assert equal(before, weights(dense()))
+    assert all(parameter.grad is None for parameter in dense().parameters())
+
+
+def test_the_teacher_has_nothing_to_teach_itself():
+    result = run(copy.deepcopy(dense()), objective=["distill"], balance_weight=0.0)
+    assert result.losses[0] == pytest.approx(0.0, abs=1e-5)
+
+
+def test_half_precision_stays_half_precision():
+    model = without_experts(dense(), [[0, 1], [2, 3]]).to(torch.bfloat16)
+    before = weights(model)
+    run(model, objective=["next_token"])
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert not equal(before, weights(model))
+
+
+def test_missing_or_foreign_teacher_and_short_text_fail_clearly():
+    model, tokenizer = copy.deepcopy(dense()), LetterTokenizer()
+    config = RecoverConfig(**SMALL)
+    with pytest.raises(UsageError, match="needs the dense model"):
+        recover(model, config, tokenizer=tokenizer, data="text")
+    foreign = copy.deepcopy(dense())
+    foreign.config.vocab_size = 99
+    with pytest.raises(UsageError, match="99 tokens"):
+        recover(model, config, tokenizer=tokenizer, teacher=foreign, data="text")
+    with pytest.raises(InvalidInputError, match="training text"):
+        recover(model, config, tokenizer=tokenizer, teacher=dense(), data="too short")
+
+
+@cache
+def trained() -> tuple[Any, float]:
+    """The dense model after it learnt the rule, and its held-out loss."""
+    model = copy.deepcopy(dense())
+    config = RecoverConfig(
+        objective=["next_token"], tokens=60_000, sequence_length=32, learning_rate=1e-2
+    )
+    result = recover(model, config, tokenizer=LetterTokenizer(), data=rule_text(20_000))
+    return model, result.heldout_loss_after
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", [["next_token"], ["distill"], ["next_token", "distill"]])
+def test_recovery_gives_back_most_of_what_pruning_took(objective: list[str]):
+    teacher, best = trained()
+    student = without_experts(teacher, [[0, 1], [2, 3]])
+    config = RecoverConfig(
+        objective=objective, tokens=20_000, sequence_length=32, learning_rate=5e-3
+    )
+    result = recover(
+        student, config, tokenizer=LetterTokenizer(), teacher=teacher, data=rule_text(20_000)
+    )
+    lost = result.heldout_loss_before - best
+    regained = result.heldout_loss_before - result.heldout_loss_after
+    assert lost > 0.1
+    assert regained > 0.5 * lost
