@@ -33,7 +33,9 @@ def main(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> Answer:
-    """Write a smaller checkpoint, which plain transformers loads where its shape is uniform."""
+    """Write a smaller checkpoint.
+
+    Plain transformers loads it too, where its shape is still uniform."""
     from mobilekit import compress
     from mobilekit.core import console
     from mobilekit.core.errors import UsageError

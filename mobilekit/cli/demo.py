@@ -18,7 +18,7 @@ def main(
         Path, typer.Option(help="Run directory; an unfinished one is gone on with.")
     ] = Path("runs/demo"),
 ) -> Answer:
-    """Run the whole pipeline on the embedded model: no weights, GPU, phone or network needed."""
+    """Run everything on the embedded model; needs no network."""
     from mobilekit.recipe import load_recipe
     from mobilekit.recipes import DEMO
 

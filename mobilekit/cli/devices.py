@@ -9,7 +9,7 @@ EPILOG = "Examples: mobilekit devices   ·   mobilekit devices --json"
 
 @command
 def main() -> Answer:
-    """List the devices that can be profiled from this machine."""
+    """List the devices that can be profiled from here."""
     from mobilekit import profile
 
     found = profile.list_devices()

@@ -31,7 +31,9 @@ def main(
         Path | None, typer.Option(help="Directory to write the results (JSON) into.")
     ] = None,
 ) -> Answer:
-    """Score perplexity and multiple-choice questions, on a checkpoint or on any artifact."""
+    """Score a checkpoint or the artifact that ships.
+
+    Perplexity on held-out text, and four-option questions by log-likelihood."""
     from mobilekit import evaluate
     from mobilekit.core import console
     from mobilekit.core.files import atomic_directory, atomic_write_json

@@ -27,7 +27,7 @@ def main(
     ] = None,
     context_length: Annotated[int, typer.Option(help="Positions that the cache holds.")] = 512,
 ) -> Answer:
-    """Export to phone formats, each artifact run and compared with the checkpoint."""
+    """Write a bundle for the phone, each artifact verified."""
     from mobilekit import export
 
     manifest = export.build(

@@ -18,7 +18,7 @@ EPILOG = "Examples: mobilekit methods   ·   mobilekit methods aimer"
 def main(
     name: Annotated[str | None, typer.Argument(help="Method whose settings to show.")] = None,
 ) -> Answer:
-    """List the compression methods, or one method's settings."""
+    """List the compression methods, or one's settings."""
     from mobilekit.compress import METHODS
 
     if name is not None:

@@ -28,7 +28,7 @@ def main(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> Answer:
-    """Write what a method would do to a model, as a plan that can be read and edited."""
+    """Write what a method would do, as a plan to read and edit."""
     from mobilekit.core import console
     from mobilekit.core.files import atomic_directory, atomic_write_json
     from mobilekit.schema.plan import PLAN_FILE

@@ -31,7 +31,9 @@ def main(
         Path | None, typer.Option(help="Directory to write the results (JSON) into.")
     ] = None,
 ) -> Answer:
-    """Measure latency, peak memory and energy of a model, each in a fresh process."""
+    """Measure latency, peak memory and energy.
+
+    Each artifact runs in a fresh process that imports only its own runtime."""
     from mobilekit import profile
     from mobilekit.core.files import atomic_directory, atomic_write_json
 

@@ -27,7 +27,7 @@ def main(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> Answer:
-    """Give a compressed model back part of what compression took."""
+    """Train back part of what compression took."""
     from mobilekit.core.errors import UsageError
     from mobilekit.models import require_tokenizer, resolve
     from mobilekit.pipeline.recovery import recover_checkpoint

@@ -16,7 +16,7 @@ EPILOG = "Examples: mobilekit report runs/demo   ·   mobilekit report runs/demo
 def main(
     run: Annotated[Path, typer.Argument(help="Run directory that `mobilekit run` wrote.")],
 ) -> Answer:
-    """Write RUN/report.html and RUN/model_card.md from what the run measured."""
+    """Write RUN/report.html and RUN/model_card.md."""
     from mobilekit import report
 
     written = report.write(run)

@@ -25,7 +25,7 @@ def main(
         bool, typer.Option("--resume", help="Go on with a run; finished steps are kept.")
     ] = False,
 ) -> Answer:
-    """Run a recipe: compress, recover, export, verify, profile, evaluate, report."""
+    """Run a recipe from the checkpoint to the report."""
     from mobilekit.recipe import load_recipe
 
     target = out or Path("runs") / recipe.stem

@@ -26,7 +26,9 @@ def main(
         typer.Option(help="The checkpoint it was exported from, to name the layer at fault."),
     ] = None,
 ) -> Answer:
-    """Check every checksum, run every artifact again, and fail (exit 1) outside the tolerance."""
+    """Repeat the parity check of a bundle; exit 1 if it fails.
+
+    Checks every checksum, then runs every artifact on the parity vectors again."""
     from mobilekit import export
     from mobilekit.schema.bundle import open_bundle
 

@@ -13,16 +13,16 @@ from mobilekit.core import console
 from mobilekit.core.registry import Registry
 from mobilekit.schema.result import ArtifactRef, Result
 
+from .outcome import Control, Outcome, Suite
+
 if TYPE_CHECKING:
     from mobilekit.runtime.base import TokenLogits
 
     from .config import MobileMMLUConfig, PerplexityConfig
-    from .outcome import Outcome
 
-# suite -> module with `run(runtime, tokenizer, config, …) -> Outcome` and `size(config) -> int`
-SUITES: Registry[Any] = Registry("suite")
-SUITES.register("mobile_mmlu", "mobilekit.evaluate.suites.mobile_mmlu:run")
-SUITES.register("perplexity", "mobilekit.evaluate.suites:perplexity")
+SUITES: Registry[Suite[Any]] = Registry("suite")
+SUITES.register("mobile_mmlu", "mobilekit.evaluate.suites.mobile_mmlu.run:SUITE")
+SUITES.register("perplexity", "mobilekit.evaluate.suites.perplexity:SUITE")
 
 
 def run(
@@ -56,14 +56,8 @@ def run(
     suite = SUITES.get(config.suite)
     text_tokenizer = wrap_tokenizer(tokenizer)
     with console.progress(suite.size(config), f"{config.suite} {artifact.id}") as bar:
-        outcome: Outcome = suite.run(
-            runtime,
-            text_tokenizer,
-            config,
-            progress=bar.advance,
-            resume_file=resume_file,
-            model_id=artifact.sha256,
-        )
+        control = Control(bar.advance, resume_file, artifact.sha256)
+        outcome = suite.run(runtime, text_tokenizer, config, control)
     return Result(
         kind="evaluate",
         device=device,

@@ -1,13 +1,21 @@
-"""What every suite hands back; :func:`mobilekit.evaluate.run` makes a ``Result`` of it."""
+"""What a suite is given and hands back; :func:`mobilekit.evaluate.run` makes a ``Result`` of it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from mobilekit.schema.result import Letter, Sample, Workload
 
-__all__ = ["Outcome", "Progress"]
+if TYPE_CHECKING:
+    from mobilekit.data.tokenizer import TextTokenizer
+    from mobilekit.runtime.base import TokenLogits
+
+__all__ = ["Control", "Outcome", "Progress", "Suite"]
+
+C = TypeVar("C")
 
 
 class Progress(Protocol):
@@ -18,6 +26,15 @@ class Progress(Protocol):
 
 
 @dataclass(frozen=True)
+class Control:
+    """How a run is followed and resumed; ``model_id`` is the checksum of what runs."""
+
+    progress: Progress | None = None
+    resume_file: Path | None = None
+    model_id: str = ""
+
+
+@dataclass(frozen=True)
 class Outcome:
     """One suite on one model: plain JSON values, without device and artifact."""
 
@@ -25,3 +42,11 @@ class Outcome:
     metrics: dict[str, Any]
     samples: tuple[Sample, ...] = ()
     letters: dict[str, Letter] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Suite(Generic[C]):
+    """A suite by its settings type: how to run it, and how many steps of progress it takes."""
+
+    run: Callable[[TokenLogits, TextTokenizer, C, Control], Outcome]
+    size: Callable[[C], int]

@@ -9,5 +9,14 @@ from __future__ import annotations
 from .config import ProfileConfig
 from .devices import DEVICES
 from .running import list_devices, run
+from .summary import HEADERS, row, summary_line
 
-__all__ = ["DEVICES", "ProfileConfig", "list_devices", "run"]
+__all__ = [
+    "DEVICES",
+    "HEADERS",
+    "ProfileConfig",
+    "list_devices",
+    "row",
+    "run",
+    "summary_line",
+]

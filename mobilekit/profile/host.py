@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mobilekit.core import console
 from mobilekit.core.errors import MissingDependencyError, NotExecutableError
 from mobilekit.schema.result import Result, Workload
 
@@ -99,10 +100,13 @@ class HostDevice:
                     on_tick=_ticker(target, loads, config, progress),
                 )
                 return results_of(target, loads, described, config, outcome)
-            except (NotExecutableError, MissingDependencyError) as error:
+            except NotExecutableError as error:
+                reason = error.message
+            except MissingDependencyError as error:
                 if target.is_requested:
                     raise
                 reason = error.message
+        console.status(f"  {target.ref.id} skipped: {reason}")
         progress(1.0, target.ref.id)
         return skipped(target, loads, described, reason)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from mobilekit.core import console
 from mobilekit.core.errors import MissingDependencyError
 from mobilekit.schema.result import Result
 
@@ -38,7 +40,8 @@ def run(
         warmup: Untimed repetitions before them.
         threads: Compute threads; the runtime's own choice where ``None``.
         label: Id of a checkpoint in its results, "torch" where ``None``.
-        progress: Called with the share done since the last call, and what is being measured.
+        progress: Called with the share done since the last call, and what is being measured;
+            the console's bar where ``None``.
 
     Returns:
         One result an artifact and workload. Where the device cannot run an artifact, its result
@@ -62,10 +65,17 @@ def run(
     config = ProfileConfig.parse(
         {"devices": [device], "workloads": list(workloads), **given}, "profile"
     )
-    silent: Progress = lambda share, note: None  # noqa: E731 - a default of one line
-    return chosen.profile(
-        path, config, artifacts=artifacts, label=label, progress=progress or silent
-    )
+    with _reporting(progress) as report:
+        return chosen.profile(path, config, artifacts=artifacts, label=label, progress=report)
+
+
+@contextlib.contextmanager
+def _reporting(progress: Progress | None) -> Iterator[Progress]:
+    if progress is not None:
+        yield progress
+        return
+    with console.progress(1.0, "profile") as bar:
+        yield bar.advance
 
 
 def list_devices() -> list[dict[str, Any]]:
@@ -75,7 +85,5 @@ def list_devices() -> list[dict[str, Any]]:
         device = DEVICES.get(name)()
         reason = device.availability()
         described = device.describe() if reason is None else {}
-        listed.append(
-            {"name": name, "available": reason is None, "reason": reason, "device": described}
-        )
+        listed.append({"name": name, "available": reason is None, "reason": reason, **described})
     return listed

@@ -1,5 +1,5 @@
 """One self-contained HTML page and a model card, out of a run's record, plans and results."""
 
-from .page import build, build_card, write
+from .page import build, build_card, comparison, write
 
-__all__ = ["build", "build_card", "write"]
+__all__ = ["build", "build_card", "comparison", "write"]

@@ -29,7 +29,8 @@ def card(evidence: Evidence) -> Card:
     methods = [plan.method for plan in evidence.plans]
     artifacts = evidence.manifest.artifacts if evidence.manifest else ()
     formats = sorted({item.format for item in artifacts})
-    return Card(one, ("mobilekit", *methods, *formats), _models(evidence), licences, _block(evidence))
+    tags = ("mobilekit", *methods, *formats)
+    return Card(one, tags, _models(evidence), licences, _block(evidence))
 
 
 def _models(evidence: Evidence) -> tuple[tuple[str, str, str], ...]:

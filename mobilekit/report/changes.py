@@ -7,13 +7,15 @@ from dataclasses import dataclass
 
 from mobilekit.schema.manifest import Manifest
 from mobilekit.schema.plan import KeepEdit, Plan
-from mobilekit.schema.run import RunRecord
+from mobilekit.schema.run import RunRecord, StepRecord
 
 from .charts import curve
 from .evidence import Evidence
 from .maps import ExpertRow, heatmap
-from .numbers import finite, percent, seconds, significant, size
+from .numbers import MISSING, finite, percent, seconds, significant, size
 from .tables import Cell, Table, num, plain, table
+
+_STEP_COLUMNS = ("Step", "What it did", "Time", "Peak RSS", "Output")
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,6 @@ class MethodNote:
     criterion: str
     direction: str
     experts: Table | None
-    edits: str
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Changes:
     """What the section on changes shows."""
 
     steps: Table | None
+    every_step: Table | None
     methods: tuple[MethodNote, ...]
     recovery: str
     curve: str | None
@@ -47,7 +49,8 @@ def changes(evidence: Evidence) -> Changes:
     run = evidence.run
     record = run.recovery
     return Changes(
-        steps=_steps(run),
+        steps=_steps(run)[0],
+        every_step=_steps(run)[1],
         methods=tuple(_method(plan) for plan in evidence.plans),
         recovery=_recovery(run),
         curve=curve(
@@ -62,21 +65,37 @@ def changes(evidence: Evidence) -> Changes:
     )
 
 
-def _steps(run: RunRecord) -> Table | None:
-    rows: list[list[Cell | str]] = []
-    for step in run.steps:
-        time = Cell("from cache", "num muted") if step.cached else num(seconds(step.seconds))
-        detail = step.detail or "–"
-        rows.append([step.name, detail, time, num(size(step.peak_rss_bytes)), step.output or "–"])
-    columns = ("Step", "What it did", "Time", "Peak RSS", "Output")
-    return table(columns, rows) if rows else None
+def _steps(run: RunRecord) -> tuple[Table | None, Table | None]:
+    """Return the steps by name, and every single one where a name occurs more than once."""
+    names = list(dict.fromkeys(step.name for step in run.steps))
+    if not names:
+        return None, None
+    groups = [[step for step in run.steps if step.name == name] for name in names]
+    short = table(_STEP_COLUMNS, [_step_row(group) for group in groups])
+    if len(names) == len(run.steps):
+        return short, None
+    return short, table(_STEP_COLUMNS, [_step_row([step]) for step in run.steps])
+
+
+def _step_row(group: Sequence[StepRecord]) -> list[Cell | str]:
+    fresh = [step.seconds for step in group if not step.cached]
+    time = num(seconds(sum(fresh))) if fresh else Cell("from cache", "num muted")
+    detail = group[0].detail if len(group) == 1 else f"{len(group)} parts"
+    if 0 < len(fresh) < len(group):
+        detail += f", {len(group) - len(fresh)} from cache"
+    peaks = [step.peak_rss_bytes for step in group if step.peak_rss_bytes is not None]
+    outputs = {(step.output or MISSING).partition("/")[0] for step in group}
+    output = group[0].output if len(group) == 1 else ", ".join(sorted(outputs))
+    peak = num(size(max(peaks, default=None)))
+    return [group[0].name, detail or MISSING, time, peak, Cell(output or MISSING, "short")]
 
 
 def _recovery(run: RunRecord) -> str:
     record = run.recovery
     if record is None:
         return "No recovery training was run."
-    trained = f"Recovery training read {significant(record.tokens)} tokens in {seconds(record.seconds)}"
+    tokens = significant(record.tokens)
+    trained = f"Recovery training read {tokens} tokens in {seconds(record.seconds)}"
     if record.loss_before is None or record.loss_after is None:
         return f"{trained}; its losses were not recorded."
     return (
@@ -92,7 +111,12 @@ def _method(plan: Plan) -> MethodNote:
     label = f"Scores of {plan.method} for every expert of each layer; crosses mark pruned experts"
     direction = "removed" if larger else "kept"
     scored = any(finite(s) is not None for row in rows for s in row.scores)
-    settings = {**plan.config, "seed": plan.seed, "version of the method": plan.method_version}
+    settings = {
+        **plan.config,
+        "seed": plan.seed,
+        "method version": plan.method_version,
+        "edits": _edits(plan),
+    }
     return MethodNote(
         method=plan.method,
         settings=tuple((key, plain(value)) for key, value in settings.items()),
@@ -100,9 +124,8 @@ def _method(plan: Plan) -> MethodNote:
         warnings=plan.warnings,
         heatmap=heatmap(label, rows, larger_is_removable=larger) if rows else None,
         criterion=criterion if scored else "",
-        direction=f"{'Larger' if scored else ''} scores are {direction} first" if scored else "",
+        direction=f"larger scores are {direction} first" if scored else "",
         experts=_experts(rows) if rows else None,
-        edits=_edits(plan),
     )
 
 
@@ -178,6 +201,6 @@ def _weights(manifest: Manifest | None) -> Table | None:
         words = ", ".join(f"{dtype} {size(n)}" for dtype, n in stored) or "–"
         share = percent(item.weights.share_at_precision)
         total = sum(record.bytes for record in item.files)
-        rows.append([item.id, item.precision, num(share), words, num(size(total))])
-    columns = ("Artifact", "Precision", "Share at that width", "Weight bytes by dtype", "All files")
+        rows.append([item.id, Cell(item.precision, "short"), num(share), num(size(total)), words])
+    columns = ("Artifact", "Precision", "Share at that width", "All files", "Weight bytes by dtype")
     return table(columns, rows)

@@ -17,30 +17,18 @@ _MAX_TICKS = 300
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar: its value, how to print it, an optional interval, or why there is no value."""
+    """One bar: its value, how to print it, or why there is no value."""
 
     label: str
     value: float | None
     text: str
     kind: Kind = "after"
-    low: float | None = None
-    high: float | None = None
     missing: str = "not measured"
 
 
-def bars(
-    label: str,
-    items: Sequence[Bar],
-    *,
-    maximum: float | None = None,
-    reference: float | None = None,
-) -> str:
-    """Return horizontal bars from zero, one row an item; a missing value says so in words.
-
-    ``reference`` draws a dashed line through all rows, such as chance.
-    """
-    ends = [finite(v) for item in items for v in (item.value, item.high)]
-    top = maximum or max((v for v in ends if v is not None), default=0.0) or 1.0
+def bars(label: str, items: Sequence[Bar]) -> str:
+    """Return horizontal bars from zero, one row an item; a missing value says so in words."""
+    top = max((v for item in items if (v := finite(item.value)) is not None), default=0.0) or 1.0
     body: list[str] = []
     for index, item in enumerate(items):
         y = index * _ROW
@@ -56,23 +44,7 @@ def bars(
             body.append(
                 svg.rect(at=0, y=y + 20, width=width, height=8, cls=f"bar {item.kind}", title=title)
             )
-        body.extend(_whisker(item.low, item.high, y + 24, top))
-        if reference is not None:
-            at = 100 * min(reference / top, 1.0)
-            body.append(svg.line(x1=at, y1=y + 17, x2=at, y2=y + 31, cls="reference"))
     return svg.document(body, height=max(1, len(items)) * _ROW, label=label, kind="bars")
-
-
-def _whisker(low: float | None, high: float | None, y: float, top: float) -> list[str]:
-    start, end = finite(low), finite(high)
-    if start is None or end is None:
-        return []
-    left, right = (100 * min(max(v / top, 0.0), 1.0) for v in (start, end))
-    return [
-        svg.line(x1=left, y1=y, x2=right, y2=y, cls="whisker"),
-        svg.line(x1=left, y1=y - 5, x2=left, y2=y + 5, cls="whisker"),
-        svg.line(x1=right, y1=y - 5, x2=right, y2=y + 5, cls="whisker"),
-    ]
 
 
 @dataclass(frozen=True)
@@ -91,26 +63,25 @@ def intervals(
     label: str, rows: Sequence[tuple[str, Sequence[Share]]], *, reference: float | None = None
 ) -> str:
     """Return a dot with its interval for every share; rows group what is to be compared."""
-    body: list[str] = []
-    y = 0.0
+    y, body = 0.0, []
     for name, shares in rows:
+        words = " → ".join(s.text for s in shares if finite(s.value) is not None)
+        cls = "value" if words else "missing"
         body.append(svg.text(name, at=0, y=y + 13, cls="label"))
-        known = [share.text for share in shares if finite(share.value) is not None]
-        body.append(
-            svg.text(" → ".join(known) or "not measured", at=100, y=y + 13, cls="value", anchor="end")
-        )
+        body.append(svg.text(words or "not measured", at=100, y=y + 13, cls=cls, anchor="end"))
         for offset, share in enumerate(shares):
-            body.extend(_dot(share, y + 24 + 10 * offset))
+            body.extend(_dot(share, y + 25 + 10 * offset))
         y += 28 + 10 * len(shares)
+    grid = []
     for position in (0.0, 0.25, 0.5, 0.75, 1.0):
-        body.insert(0, svg.line(x1=100 * position, y1=0, x2=100 * position, y2=y, cls="grid"))
+        grid.append(svg.line(x1=100 * position, y1=0, x2=100 * position, y2=y, cls="grid"))
         anchor: svg.Anchor = "start" if position == 0 else "end" if position == 1 else "middle"
         tick = f"{position:.0%}".replace("%", "\u00a0%")
-        body.append(svg.text(tick, at=100 * position, y=y + 14, cls="tick", anchor=anchor))
+        grid.append(svg.text(tick, at=100 * position, y=y + 14, cls="tick", anchor=anchor))
     if reference is not None:
         at = 100 * reference
-        body.append(svg.line(x1=at, y1=0, x2=at, y2=y, cls="reference"))
-    return svg.document(body, height=y + 20, label=label, kind="intervals")
+        grid.append(svg.line(x1=at, y1=0, x2=at, y2=y, cls="reference"))
+    return svg.document([*grid, *body], height=y + 20, label=label, kind="intervals")
 
 
 def _dot(share: Share, y: float) -> list[str]:
@@ -139,17 +110,20 @@ class Strip:
     kind: Kind = "after"
 
 
-def strips(label: str, rows: Sequence[Strip], *, show: Callable[[float], str]) -> str:
+def strips(label: str, rows: Sequence[Strip], *, show: Callable[[float, int], str]) -> str:
     """Return the raw samples of each row as hairlines on a log axis, with median and p10 to p90.
 
     Rows longer than 300 samples show every n-th one of the sorted samples, ends included.
+
+    Args:
+        label: The text alternative.
+        rows: Positive values; others are left out.
+        show: Prints a value with so many significant figures.
     """
     cleaned = [sorted(v for v in row.values if finite(v) is not None and v > 0) for row in rows]
     positive = [v for values in cleaned for v in values]
     if not positive:
-        return svg.document(
-            [svg.text("no samples", at=0, y=13, cls="missing")], height=20, label=label, kind="strips"
-        )
+        return svg.sentence("no samples", label=label, kind="strips")
     marks = svg.log_ticks(min(positive), max(positive))
     low, high = math.log(marks[0]), math.log(marks[-1] * (1.0001 if len(marks) == 1 else 1))
 
@@ -162,10 +136,10 @@ def strips(label: str, rows: Sequence[Strip], *, show: Callable[[float], str]) -
         body.extend(_strip(row, values, index * 46.0, at, show))
     last = -100.0
     for mark in marks:
-        if at(mark) - last >= 14:  # leaves room for a label at 340 pixels
+        if at(mark) - last >= (19 if at(mark) > 95 else 14):  # room for a label at 340 pixels
             last = at(mark)
             anchor: svg.Anchor = "start" if last < 5 else "end" if last > 95 else "middle"
-            body.append(svg.text(show(mark), at=last, y=height + 13, cls="tick", anchor=anchor))
+            body.append(svg.text(show(mark, 1), at=last, y=height + 13, cls="tick", anchor=anchor))
     return svg.document(body, height=height + 20, label=label, kind="strips")
 
 
@@ -174,13 +148,13 @@ def _strip(
     values: Sequence[float],
     y: float,
     at: Callable[[float], float],
-    show: Callable[[float], str],
+    show: Callable[[float, int], str],
 ) -> list[str]:
     body = [svg.text(row.label, at=0, y=y + 13, cls="label")]
     if not values:
         return [*body, svg.text("no samples", at=100, y=y + 13, cls="missing", anchor="end")]
     median = quantile(values, 0.5)
-    words = f"median {show(median)}"
+    words = f"median {show(median, 3)}"
     body.append(svg.text(words, at=100, y=y + 13, cls=f"value {row.kind}", anchor="end"))
     left, right = at(quantile(values, 0.1)), at(quantile(values, 0.9))
     body.append(
@@ -208,15 +182,10 @@ def curve(label: str, points: Sequence[tuple[float, float]], *, y_name: str, x_n
     """Return a line through (x, y) points; points that are not finite are left out."""
     good = [(a, b) for a, b in points if finite(a) is not None and finite(b) is not None]
     if len(good) < 2:
-        return svg.document(
-            [svg.text("too few points for a curve", at=0, y=13, cls="missing")],
-            height=20,
-            label=label,
-            kind="curve",
-        )
+        return svg.sentence("too few points for a curve", label=label, kind="curve")
     marks = svg.ticks(min(b for _, b in good), max(b for _, b in good))
     first, last = good[0][0], max(a for a, _ in good)
-    top, height = 24.0, 180.0
+    top, height = 38.0, 180.0
 
     def down(value: float) -> float:
         return top + height * (marks[-1] - value) / (marks[-1] - marks[0])
@@ -224,7 +193,7 @@ def curve(label: str, points: Sequence[tuple[float, float]], *, y_name: str, x_n
     body = [svg.text(y_name, at=0, y=12, cls="tick")]
     for mark in marks:
         body.append(svg.line(x1=0, y1=down(mark), x2=100, y2=down(mark), cls="grid"))
-        body.append(svg.text(f"{mark:g}", at=0, y=down(mark) - 3, cls="tick"))
+        body.append(svg.text(svg.tick(mark, marks), at=0, y=down(mark) - 4, cls="tick"))
     span = (last - first) or 1
     path = " ".join(
         f"{svg.number(1000 * (a - first) / span)},{svg.number(down(b) - top)}" for a, b in good

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,8 +39,14 @@ def read_evidence(run_dir: Path) -> Evidence:
         run=run,
         plans=tuple(read_plans(plan_file)) if plan_file.is_file() else (),
         manifest=manifest,
-        results=tuple(
-            Result.parse(read_json(path), str(path))
-            for path in sorted((run_dir / "results").glob("*.json"))
-        ),
+        results=tuple(_results(run_dir / "results")),
     )
+
+
+def _results(folder: Path) -> Iterator[Result]:
+    """Yield the results in the order of their file names; other records lie beside them."""
+    for path in sorted(folder.glob("*.json")):
+        data = read_json(path)
+        found = data.get("schema") if isinstance(data, dict) else None
+        if isinstance(found, str) and found.startswith("mobilekit.result/"):
+            yield Result.parse(data, str(path))

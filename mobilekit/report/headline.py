@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from .evidence import Evidence
 from .numbers import Change, change, count, percent, rate, significant, size
-from .quality import accuracy_of, compare, perplexity_of
+from .quality import accuracy_of, compare, perplexity_interval, perplexity_of
 from .subjects import Subject, baseline, shipped, spread
 
 
@@ -21,16 +21,23 @@ class Tile:
     after: str | None
     change: Change | None
     note: str = ""
+    values: tuple[float | None, float | None] = (None, None)
 
 
 @dataclass(frozen=True)
 class Headline:
     """What the reader sees first."""
 
-    sentence: str
+    clauses: tuple[str, ...]
     model: str
     explanation: str
-    tiles: tuple[Tile, ...]
+    tiles: Mapping[str, Tile]
+    artifact: str | None
+
+    @property
+    def sentence(self) -> str:
+        """Return the clauses as one sentence."""
+        return ", ".join(self.clauses) + "."
 
 
 def headline(evidence: Evidence, found: Sequence[Subject]) -> Headline:
@@ -46,7 +53,13 @@ def headline(evidence: Evidence, found: Sequence[Subject]) -> Headline:
         "accuracy": _accuracy_tile(old, new),
         "parity": _parity_tile(evidence),
     }
-    return Headline(_sentence(old, new), _model(evidence), _explain(new), tuple(tiles.values()))
+    return Headline(
+        clauses=_clauses(old, new),
+        model=_model(evidence),
+        explanation=_explain(old, new),
+        tiles=tiles,
+        artifact=new.id if new else None,
+    )
 
 
 def _model(evidence: Evidence) -> str:
@@ -66,7 +79,8 @@ def _tile(
     note: str = "",
 ) -> Tile:
     before, after = (None if value is None else show(value) for value in (old, new))
-    return Tile(label, before, after, change(old, new, better=better), note)
+    moved = change(old, new, better=better)
+    return Tile(label, before, after, moved, note, (old, new))
 
 
 def _parameter_tile(evidence: Evidence, label: str, name: str) -> Tile:
@@ -90,7 +104,7 @@ def _decode_tile(old: Subject | None, new: Subject | None) -> Tile:
     one, two = spread(old.decode_ms()), spread(new.decode_ms())
     if one and two and one.p10 <= two.p50 <= one.p90 and two.p10 <= one.p50 <= two.p90:
         moved = Change(tile.change.text, "unclear")
-        return Tile(tile.label, tile.before, tile.after, moved, "inside the spread of the samples")
+        return replace(tile, change=moved, note="within the spread of the samples")
     return tile
 
 
@@ -101,22 +115,35 @@ def _memory_tile(old: Subject | None, new: Subject | None) -> Tile:
     tile = _tile(label, before, after, size, better="lower", note=two.counter if two else "")
     if one is not None and two is not None and one.counter != two.counter:
         note = f"{one.counter} before, {two.counter} after: not comparable"
-        return Tile(label, tile.before, tile.after, None, note)
+        return replace(tile, change=None, note=note)
     return tile
 
 
 def _perplexity_tile(old: Subject | None, new: Subject | None) -> Tile:
     before, after = (perplexity_of(s) if s else None for s in (old, new))
-    return _tile("Held-out perplexity", before, after, significant, better="lower")
+    tile = _tile("Held-out perplexity", before, after, significant, better="lower")
+    ends = perplexity_interval(old, new)
+    if tile.change is None or ends is None:
+        return tile
+    low, high = (f"{'+' if end > 0 else '−'}{abs(end) * 100:.1f}" for end in ends)
+    note = f"95 % interval of the change, paired by window: {low} to {high} %"
+    if ends[0] < 0 < ends[1]:
+        note += "; within noise"
+        return replace(tile, change=Change(tile.change.text, "unclear"), note=note)
+    return replace(tile, note=note)
 
 
 def _accuracy_tile(old: Subject | None, new: Subject | None) -> Tile:
     one, two = (accuracy_of(s) if s else None for s in (old, new))
     known = two or one
     suite = known.suite if known else ""
-    before, after = (percent(a.value) if a else None for a in (one, two))
+    values = one.value if one else None, two.value if two else None
+    before, after = (None if v is None else percent(v) for v in values)
+    moved = compare(one, two)
     note = f"{suite}, 95 % interval {two.interval_text()}" if two else suite
-    return Tile("Accuracy", before, after, compare(one, two), note)
+    if moved is not None and moved.verdict == "unclear":
+        note += "; the change is within noise"
+    return Tile("Accuracy", before, after, moved, note, values)
 
 
 def _parity_tile(evidence: Evidence) -> Tile:
@@ -126,15 +153,17 @@ def _parity_tile(evidence: Evidence) -> Tile:
     passed = sum(a.parity.passed is True for a in artifacts)
     failed = sum(a.parity.passed is False for a in artifacts)
     skipped = len(artifacts) - passed - failed
-    parts = [f"{failed} outside tolerance" if failed else "", f"{skipped} not executed" if skipped else ""]
-    note = ", ".join(part for part in parts if part) or "every artifact ran inside its tolerance"
-    return Tile("Parity passed", None, f"{passed} of {len(artifacts)}", None, note)
+    counts = ((failed, "outside tolerance"), (skipped, "not executed"))
+    parts = [f"{number} {words}" for number, words in counts if number]
+    note = ", ".join(parts) or "every artifact ran inside its tolerance"
+    text = f"{passed} of {len(artifacts)}"
+    return Tile("Parity passed", None, text, None, note, (None, passed))
 
 
-def _sentence(old: Subject | None, new: Subject | None) -> str:
+def _clauses(old: Subject | None, new: Subject | None) -> tuple[str, ...]:
     """Return the result in words, only from figures that were measured on both sides."""
     if old is None or new is None:
-        return "No artifact has passed its parity check yet."
+        return ("No artifact has passed its parity check yet",)
     parts = []
     if old.bytes and new.bytes:
         parts.append(_factor(old.bytes / new.bytes, "smaller", "larger"))
@@ -143,11 +172,11 @@ def _sentence(old: Subject | None, new: Subject | None) -> str:
         parts.append(_factor(after / before, "faster to decode", "slower to decode"))
     moved = change(perplexity_of(old), perplexity_of(new), better="lower")
     if moved is not None:
-        parts.append("perplexity unchanged" if moved.verdict == "same" else f"perplexity {moved.text}")
+        words = "unchanged" if moved.verdict == "same" else moved.text
+        parts.append(f"perplexity {words}")
     if not parts:
-        return "Nothing was measured on both sides yet."
-    sentence = ", ".join(parts)
-    return sentence[0].upper() + sentence[1:] + "."
+        return ("Nothing was measured on both sides yet",)
+    return (parts[0][0].upper() + parts[0][1:], *parts[1:])
 
 
 def _factor(value: float, up: str, down: str) -> str:
@@ -157,12 +186,13 @@ def _factor(value: float, up: str, down: str) -> str:
     return f"{significant(max(value, 1 / value), 2)}× {word}"
 
 
-def _explain(new: Subject | None) -> str:
+def _explain(old: Subject | None, new: Subject | None) -> str:
     if new is None:
         return ""
     if new.artifact is None:
-        return "After means the checkpoint after compression; no exported artifact has passed parity."
-    return (
+        return "After means the compressed checkpoint: no exported artifact has passed parity."
+    text = (
         f"After means {new.id}, the smallest artifact that passed parity among those measured most "
-        "completely. Before means the checkpoint that went in, run by torch on the same host."
+        "completely. Before means the checkpoint that went in"
     )
+    return f"{text}, run by torch." if old is not None and old.results else f"{text}."

@@ -35,8 +35,6 @@ def scatter(
     *,
     x_name: str,
     y_name: str,
-    show_x: Callable[[float], str],
-    show_y: Callable[[float], str],
 ) -> str:
     """Return a scatter in which less is better on both axes; a dotted line marks the frontier.
 
@@ -44,9 +42,7 @@ def scatter(
     """
     good = [p for p in points if finite(p.x) is not None and finite(p.y) is not None]
     if not good:
-        return svg.document(
-            [svg.text("no points", at=0, y=13, cls="missing")], height=20, label=label, kind="scatter"
-        )
+        return svg.sentence("no points", label=label, kind="scatter")
     xs = svg.ticks(0, max(p.x for p in good))
     ys = svg.ticks(*_padded([p.y for p in good]), wanted=5)
 
@@ -54,16 +50,15 @@ def scatter(
         return 12 + 84 * (value - xs[0]) / (xs[-1] - xs[0])
 
     def down(value: float) -> float:
-        return 26 + (_HEIGHT - 26) * (ys[-1] - value) / (ys[-1] - ys[0])
+        return 40 + (_HEIGHT - 40) * (ys[-1] - value) / (ys[-1] - ys[0])
 
     body = [svg.text(f"↑ {y_name}", at=0, y=12, cls="axis")]
     for mark in ys:
         body.append(svg.line(x1=0, y1=down(mark), x2=100, y2=down(mark), cls="grid"))
-        body.append(svg.text(show_y(mark), at=0, y=down(mark) - 4, cls="tick"))
+        body.append(svg.text(svg.tick(mark, ys), at=0, y=down(mark) - 4, cls="tick"))
     for mark in xs:
-        body.append(
-            svg.text(show_x(mark), at=across(mark), y=_HEIGHT + 16, cls="tick", anchor="middle")
-        )
+        words, at = svg.tick(mark, xs), across(mark)
+        body.append(svg.text(words, at=at, y=_HEIGHT + 16, cls="tick", anchor="middle"))
     body.append(svg.text(f"{x_name} →", at=100, y=_HEIGHT + 34, cls="axis", anchor="end"))
     body.extend(_frontier(good, across, down))
     body.extend(_marker(p, across(p.x), down(p.y)) for p in good)
@@ -166,8 +161,12 @@ def heatmap(
     """
     columns = min(_MAX_COLUMNS, max((len(row.scores) for row in rows), default=1) or 1)
     cell = max(14.0, min(30.0, 480.0 / columns))
-    body: list[str] = []
-    y = 0.0
+    every = 1 if columns <= 20 else 8
+    body = [
+        svg.text(str(i), at=100 * (i + 0.5) / columns, y=11, cls="tick", anchor="middle")
+        for i in range(0, columns, every)
+    ]
+    y = 22.0
     for row in rows:
         body.append(svg.text(_row_title(row), at=0, y=y + 12, cls="label"))
         lines = -(-len(row.scores) // columns) or 1
@@ -184,9 +183,7 @@ def _row_title(row: ExpertRow) -> str:
     return f"layer {row.layer} · {kept} of {len(row.scores)} kept"
 
 
-def _scale(
-    scores: Sequence[float | None], larger_is_removable: bool
-) -> Callable[[float], int]:
+def _scale(scores: Sequence[float | None], larger_is_removable: bool) -> Callable[[float], int]:
     known = [s for s in (finite(s) for s in scores) if s is not None]
     low, high = min(known, default=0.0), max(known, default=0.0)
 

@@ -12,4 +12,5 @@ _SPECIAL = re.compile(r"([\\`*_\[\]|~#])")
 def escape_markdown(value: object) -> Markup:
     """Return ``value`` on one line with HTML and Markdown characters escaped."""
     line = " ".join(str(value).split())
-    return Markup(_SPECIAL.sub(r"\\\1", str(escape(line)).replace("&#39;", "'").replace("&#34;", '"')))
+    safe = str(escape(line)).replace("&#39;", "'").replace("&#34;", '"')
+    return Markup(_SPECIAL.sub(r"\\\1", safe))

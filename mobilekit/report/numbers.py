@@ -23,9 +23,7 @@ class Change:
 
 def is_number(value: object) -> bool:
     """Tell whether ``value`` is a finite int or float (and not a bool)."""
-    return (
-        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    )
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def finite(value: object) -> float | None:
@@ -67,9 +65,9 @@ def size(value: float | None, digits: int = 3) -> str:
     return _scaled(value, ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B")), digits)
 
 
-def milliseconds(value: float | None) -> str:
+def milliseconds(value: float | None, digits: int = 3) -> str:
     """Return a time given in milliseconds, as s, ms or µs."""
-    return _scaled(value, ((1e3, "s"), (1.0, "ms"), (1e-3, "µs")), 3)
+    return _scaled(value, ((1e3, "s"), (1.0, "ms"), (1e-3, "µs")), digits)
 
 
 def seconds(value: float | None) -> str:

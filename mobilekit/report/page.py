@@ -17,6 +17,7 @@ from mobilekit.schema.run import RunRecord
 
 from .card import card
 from .changes import changes
+from .comparison import Comparison, compare_figures
 from .evidence import Evidence, read_evidence
 from .headline import headline
 from .markdown import escape_markdown
@@ -98,6 +99,16 @@ def write(run_dir: Path) -> Path:
     target = Path(run_dir) / REPORT_FILE
     atomic_write(target, page)
     return target
+
+
+def comparison(run_dir: Path) -> Comparison:
+    """Return the before/after table of a run, as the command line prints it.
+
+    Raises:
+        InvalidInputError: If ``run.json`` is missing or a document of the run is malformed.
+    """
+    evidence = read_evidence(Path(run_dir))
+    return compare_figures(headline(evidence, subjects(evidence)))
 
 
 def _views(evidence: Evidence) -> dict[str, Any]:

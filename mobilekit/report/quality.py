@@ -1,15 +1,18 @@
-"""Quality before and after: held-out perplexity, sample-set accuracy, category intervals, Pareto."""
+"""Quality before and after: held-out perplexity, sample-set accuracy, categories, Pareto."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from mobilekit.metrics.intervals import mcnemar_exact
 from mobilekit.schema.result import Result
 
 from . import maps
-from .charts import Bar, Share, bars, intervals
-from .numbers import Change, finite, p_value, percent, significant, size
+from .charts import Bar, Kind, Share, bars, intervals
+from .numbers import MISSING, Change, finite, p_value, percent, significant, size
 from .subjects import Subject, baseline, scalar, shipped
 from .tables import Cell, Table, num, table
 
@@ -56,6 +59,34 @@ def perplexity_of(subject: Subject) -> float | None:
     )
 
 
+def perplexity_interval(old: Subject | None, new: Subject | None) -> tuple[float, float] | None:
+    """Return the 95 % interval of the relative change of perplexity, as shares.
+
+    Both models scored the same windows of text: the difference of their nats a token has the
+    standard error of a ratio estimate over the windows. None where the windows differ, or are
+    fewer than eight, too few for a normal interval.
+    """
+    pair = [_windows(s) if s else [] for s in (old, new)]
+    if len(pair[0]) < 8 or [t for t, _ in pair[0]] != [t for t, _ in pair[1]]:
+        return None
+    total = sum(tokens for tokens, _ in pair[0])
+    moves = [(t, after - before) for (t, before), (_, after) in zip(*pair, strict=True)]
+    mean = sum(d for _, d in moves) / total
+    k = len(moves)
+    error = math.sqrt(k / (k - 1) * sum((d - mean * t) ** 2 for t, d in moves)) / total
+    return math.expm1(mean - 1.96 * error), math.expm1(mean + 1.96 * error)
+
+
+def _windows(subject: Subject) -> list[tuple[float, float]]:
+    """Return (tokens, nats) of each scored window of the held-out text."""
+    for result in subject.evaluations:
+        windows = result.metrics.get("windows")
+        if isinstance(windows, list):
+            pairs = [(finite(w[0]), finite(w[1])) for w in windows if isinstance(w, list | tuple)]
+            return [(t, nats) for t, nats in pairs if t and nats is not None]
+    return []
+
+
 def accuracy_of(subject: Subject) -> Accuracy | None:
     """Return the accuracy on the question set, where one was run with a key."""
     for result in subject.evaluations:
@@ -68,16 +99,10 @@ def accuracy_of(subject: Subject) -> Accuracy | None:
     return None
 
 
-def _interval(record: dict[str, object]) -> tuple[float | None, float | None]:
-    """Return the ends of an interval from the forms that results use."""
-    inner = record.get("accuracy")
-    for holder in (record, inner if isinstance(inner, dict) else {}):
-        for name in ("interval", "accuracy_interval", "ci95", "wilson95", "wilson"):
-            pair = holder.get(name)
-            if isinstance(pair, list | tuple) and len(pair) == 2:
-                return finite(pair[0]), finite(pair[1])
-        if "low" in holder and "high" in holder:
-            return finite(holder["low"]), finite(holder["high"])
+def _interval(record: dict[str, Any]) -> tuple[float | None, float | None]:
+    pair = record.get("interval")
+    if isinstance(pair, list | tuple) and len(pair) == 2:
+        return finite(pair[0]), finite(pair[1])
     return None, None
 
 
@@ -89,7 +114,7 @@ def compare(old: Accuracy | None, new: Accuracy | None) -> Change | None:
     if abs(points) < 0.05:
         return Change("no change", "same")
     text = f"{'+' if points > 0 else '−'}{abs(points):.1f} points"
-    p = paired_p(new.result)
+    p = paired_p(old, new)
     apart = _disjoint(old, new) if p is None else p < 0.05
     if not apart:
         return Change(text, "unclear")
@@ -102,10 +127,15 @@ def _disjoint(old: Accuracy, new: Accuracy) -> bool:
     return bool(old.high < new.low or new.high < old.low)  # type: ignore[operator]
 
 
-def paired_p(result: Result) -> float | None:
-    """Return the p value of the exact McNemar test against the model before, where recorded."""
-    record = result.metrics.get("mcnemar")
-    return finite(record.get("p_value")) if isinstance(record, dict) else None
+def paired_p(old: Accuracy | None, new: Accuracy | None) -> float | None:
+    """Return the p value of the exact McNemar test, where both answered the same questions."""
+    if old is None or new is None or set(old.result.letters) != set(new.result.letters):
+        return None
+    right = [a.result.metrics.get("correct_ids") for a in (old, new)]
+    if not all(isinstance(ids, list) for ids in right) or old.n != new.n:
+        return None
+    first, second = ({str(i) for i in ids or []} for ids in right)
+    return mcnemar_exact(len(first - second), len(second - first))
 
 
 def quality(found: Sequence[Subject]) -> Quality:
@@ -115,13 +145,13 @@ def quality(found: Sequence[Subject]) -> Quality:
     scored = [a for a in (accuracy_of(s) for s in found) if a is not None]
     return Quality(
         perplexity=_perplexity_bars(found),
-        accuracy=_accuracy_bars(found),
+        accuracy=_accuracies(found),
         categories=_categories(baseline(found), new),
         pareto=_pareto(points),
-        key=tuple(_key(found, points)),
+        key=tuple(_key(points)),
         table=_table(found),
         suite=scored[0].suite if scored else "",
-        paired=_paired(new),
+        paired=_paired(baseline(found), new),
     )
 
 
@@ -135,21 +165,18 @@ def _perplexity_bars(found: Sequence[Subject]) -> str | None:
     return bars("Held-out perplexity of each model and artifact; less is better", items)
 
 
-def _accuracy_bars(found: Sequence[Subject]) -> str | None:
-    items = []
+def _accuracies(found: Sequence[Subject]) -> str | None:
+    rows = []
     for subject in found:
         accuracy = accuracy_of(subject)
-        if accuracy is None:
-            items.append(Bar(subject.name, None, "", subject.kind))
-            continue
-        low, high = accuracy.low, accuracy.high
-        items.append(
-            Bar(subject.name, accuracy.value, percent(accuracy.value), subject.kind, low, high)
-        )
-    if all(item.value is None for item in items):
+        if accuracy is not None:
+            low, high, text = accuracy.low, accuracy.high, percent(accuracy.value)
+            share = Share(subject.name, accuracy.value, low, high, text, subject.kind)
+            rows.append((subject.name, [share]))
+    if not rows:
         return None
     label = "Accuracy of each model and artifact with its 95 % interval; more is better"
-    return bars(label, items, maximum=1.0, reference=CHANCE)
+    return intervals(label, rows, reference=CHANCE)
 
 
 def _categories(old: Subject | None, new: Subject | None) -> str | None:
@@ -161,17 +188,17 @@ def _categories(old: Subject | None, new: Subject | None) -> str | None:
         return None
     rows = []
     for name in sorted({str(name) for _, record in mappings for name in record}):
-        shares = []
-        for kind, record in mappings:
-            entry = record.get(name)
-            if not isinstance(entry, dict):
-                continue
-            value, (low, high) = scalar(entry.get("accuracy")), _interval(entry)
-            n = finite(entry.get("n"))
-            text = percent(value, 0) + (f" of {n:.0f}" if n is not None and kind == "after" else "")
-            shares.append(Share(f"{name}, {kind}", value, low, high, text, kind))
-        rows.append((name, shares))
+        entries = [(kind, record.get(name)) for kind, record in mappings]
+        known = [(kind, entry) for kind, entry in entries if isinstance(entry, dict)]
+        asked = next((n for _, e in known if (n := finite(e.get("n"))) is not None), None)
+        title = name if asked is None else f"{name} · {asked:.0f}"
+        rows.append((title, [_share(name, kind, entry) for kind, entry in known]))
     return intervals("Accuracy by category with Wilson 95 % intervals", rows, reference=CHANCE)
+
+
+def _share(name: str, kind: Kind, entry: dict[str, Any]) -> Share:
+    value, (low, high) = finite(entry.get("accuracy")), _interval(entry)
+    return Share(f"{name}, {kind}", value, low, high, percent(value, 0), kind)
 
 
 def _points(found: Sequence[Subject]) -> list[tuple[Subject, maps.Point]]:
@@ -206,13 +233,11 @@ def _pareto(points: Sequence[tuple[Subject, maps.Point]]) -> str | None:
         [point for _, point in points],
         x_name="file size, MB",
         y_name="held-out perplexity",
-        show_x=lambda v: f"{v:g}",
-        show_y=lambda v: f"{v:g}",
     )
 
 
 def _key(
-    found: Sequence[Subject], points: Sequence[tuple[Subject, maps.Point]]
+    points: Sequence[tuple[Subject, maps.Point]],
 ) -> list[tuple[int, str, str, str, str]]:
     """Return number, marker, name, size and perplexity of each point of the scatter."""
     return [
@@ -223,34 +248,33 @@ def _key(
 
 def _table(found: Sequence[Subject]) -> Table | None:
     rows: list[list[Cell | str]] = []
+    old = baseline(found)
+    first = accuracy_of(old) if old else None
     for subject in found:
-        ppl, bits = perplexity_of(subject), _bits(subject)
-        accuracy = accuracy_of(subject)
+        ppl, accuracy = perplexity_of(subject), accuracy_of(subject)
         if ppl is None and accuracy is None:
             continue
-        low_high = accuracy.interval_text() if accuracy else ""
-        asked = "" if accuracy is None or accuracy.n is None else f"n = {accuracy.n}"
-        rows.append(
-            [
-                subject.name,
-                num(significant(ppl, 4)),
-                num(significant(bits, 4)),
-                num(percent(accuracy.value) if accuracy else "–", asked),
-                num(low_high or "–"),
-            ]
-        )
-    columns = ("Model or artifact", "Perplexity", "Bits per byte", "Accuracy", "95 % interval")
+        p = None if subject is old else paired_p(first, accuracy)
+        share = percent(accuracy.value) if accuracy else MISSING
+        figures = (significant(ppl, 4), significant(subject.figure("bits_per_byte"), 4), share)
+        interval = accuracy.interval_text() if accuracy else MISSING
+        paired = MISSING if p is None else p_value(p)
+        rows.append([subject.name, *[num(text) for text in (*figures, interval, paired)]])
+    columns = (
+        *("Model or artifact", "Perplexity", "Bits per byte", "Accuracy", "95 % interval"),
+        "Paired test vs before",
+    )
     return table(columns, rows) if rows else None
 
 
-def _bits(subject: Subject) -> float | None:
-    return subject.figure("bits_per_byte")
-
-
-def _paired(new: Subject | None) -> str:
-    accuracy = accuracy_of(new) if new else None
-    p = paired_p(accuracy.result) if accuracy else None
+def _paired(old: Subject | None, new: Subject | None) -> str:
+    if old is None or new is None:
+        return ""
+    p = paired_p(accuracy_of(old), accuracy_of(new))
     if p is None:
         return ""
     verdict = "a difference" if p < 0.05 else "no difference that this set can show"
-    return f"Exact McNemar test on the same questions, before against after: {p_value(p)}, {verdict}."
+    return (
+        f"Exact McNemar test on the same questions, before against {new.id}: "
+        f"{p_value(p)}, {verdict}."
+    )

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from mobilekit.schema.result import EnergyRecord, Result
 
 from .charts import Bar, Strip, bars, strips
-from .numbers import milliseconds, rate, significant, size
+from .numbers import MISSING, milliseconds, rate, significant, size
 from .subjects import Phase, Subject, per_token_ms, spread, throughput
 from .tables import Cell, Table, num, plain, table
 
-_LATENCY_COLUMNS = ("Model or artifact", "p50", "p90", "p99", "mean", "std", "samples", "rate")
+_LATENCY_COLUMNS = ("Model or artifact", "p50", "p90", "p99", "mean ± std", "samples", "rate")
+_COLD: tuple[Phase, ...] = ("load", "first")
 _PHASES: tuple[tuple[Phase, str], ...] = (
-    ("load", "Cold start: load"),
-    ("first", "Cold start: first inference"),
     ("prefill", "Prefill, time to first token"),
     ("decode", "Decode, a token"),
 )
@@ -32,6 +31,10 @@ class Speed:
     latency: tuple[tuple[str, Table], ...]
     memory_table: Table | None
     energy: Table | None
+    no_energy: str
+    cold: Table | None
+    setup: Table | None
+    throttled: tuple[str, ...]
     device: str
     workload: str
     skipped: tuple[tuple[str, str], ...]
@@ -47,6 +50,10 @@ def speed(found: Sequence[Subject]) -> Speed:
         latency=_latency(found),
         memory_table=_memory_table(found),
         energy=_energy_table(found),
+        no_energy=_one_status(found),
+        cold=_cold(found),
+        setup=_setup(found),
+        throttled=tuple(s.name for s in found if s.throttled),
         device=_devices(found),
         workload=next((s.decode_workload for s in found), ""),
         skipped=tuple((s.name, s.skipped) for s in found if s.skipped),
@@ -97,22 +104,50 @@ def _latency(found: Sequence[Subject]) -> tuple[tuple[str, Table], ...]:
     tables = []
     workloads = sorted({r.workload.id for s in found for r in s.profiles})
     for phase, words in _PHASES:
-        for workload in [None] if phase in ("load", "first") else workloads:
+        for workload in workloads:
             rows = [r for s in found if (r := _latency_row(s, phase, workload)) is not None]
             if rows:
-                title = words if workload is None else f"{words} · {workload}"
-                tables.append((title, table(_LATENCY_COLUMNS, rows)))
+                tables.append((f"{words} · {workload}", table(_LATENCY_COLUMNS, rows)))
     return tuple(tables)
 
 
-def _latency_row(subject: Subject, phase: Phase, workload: str | None) -> list[Cell | str] | None:
+def _latency_row(subject: Subject, phase: Phase, workload: str) -> list[Cell | str] | None:
     samples = subject.samples(phase, workload)
     stats = spread(per_token_ms(samples) if phase == "decode" else [s.ns / 1e6 for s in samples])
     if stats is None:
         return None
-    times = (stats.p50, stats.p90, stats.p99, stats.mean, stats.std)
-    through = rate(throughput(samples)) if phase in ("prefill", "decode") else "–"
-    return [subject.name, *[num(milliseconds(v)) for v in times], num(str(stats.n)), num(through)]
+    times = [num(milliseconds(v)) for v in (stats.p50, stats.p90, stats.p99)]
+    mean = num(milliseconds(stats.mean), f"± {milliseconds(stats.std)}" if stats.std else "")
+    return [subject.name, *times, mean, num(str(stats.n)), num(rate(throughput(samples)))]
+
+
+def _cold(found: Sequence[Subject]) -> Table | None:
+    """Return the cold start, which happens once a process: no percentiles where n is 1."""
+    rows: list[list[Cell | str]] = []
+    for subject in found:
+        cells = []
+        for phase in _COLD:
+            stats = spread([s.ns / 1e6 for s in subject.samples(phase)])
+            note = f"median of {stats.n}" if stats and stats.n > 1 else ""
+            cells.append(num(milliseconds(stats.p50) if stats else MISSING, note))
+        if any(cell.text != MISSING for cell in cells):
+            rows.append([subject.name, *cells])
+    return table(("Model or artifact", "Load", "First inference"), rows) if rows else None
+
+
+def _setup(found: Sequence[Subject]) -> Table | None:
+    """Return which runtime ran what, with its version and threads."""
+    rows: list[list[Cell | str]] = []
+    for subject in found:
+        for result in subject.profiles:
+            runtime, load = result.runtime, result.workload
+            cells = [plain(runtime.get(key, MISSING)) for key in ("name", "version", "threads")]
+            counts = f"{load.repetitions} after {load.warmup} warm-up"
+            row: list[Cell | str] = [subject.name, load.id, *cells, counts]
+            if result.samples and row not in rows:
+                rows.append(row)
+    columns = ("Model or artifact", "Workload", "Runtime", "Version", "Threads", "Repetitions")
+    return table(columns, rows) if rows else None
 
 
 def _memory_table(found: Sequence[Subject]) -> Table | None:
@@ -127,6 +162,15 @@ def _memory_table(found: Sequence[Subject]) -> Table | None:
         rows.append([subject.name, record.counter, *cells, record.reason or "–"])
     columns = ("Model or artifact", "Counter", "Baseline", "Peak", "Peak − baseline", "Remark")
     return table(columns, rows) if rows else None
+
+
+def _one_status(found: Sequence[Subject]) -> str:
+    """Return the sentence that stands for the table where energy was unavailable throughout."""
+    records = [r.energy for s in found for r in s.profiles if r.energy is not None]
+    reasons = {record.reason or "" for record in records}
+    if len(reasons) == 1 and all(record.status == "unavailable" for record in records):
+        return reasons.pop()
+    return ""
 
 
 def _energy_table(found: Sequence[Subject]) -> Table | None:

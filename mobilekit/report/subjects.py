@@ -68,6 +68,12 @@ class Subject:
         reasons = (r.metrics.get("skipped") for r in self.profiles)
         return next((str(reason) for reason in reasons if reason), None)
 
+    @property
+    def throttled(self) -> bool:
+        """Tell whether a result says that the device slowed down while it ran."""
+        records = (r.thermal.get("throttling") for r in self.profiles)
+        return any(isinstance(r, dict) and r.get("flag") is True for r in records)
+
     def samples(self, phase: Phase, workload: str | None = None) -> list[Sample]:
         """Return the raw samples of a phase, of one workload or of all.
 
@@ -104,7 +110,8 @@ class Subject:
 
     def figure(self, name: str) -> float | None:
         """Return the first finite value of a metric over all results."""
-        return next((v for r in self.results if (v := scalar(r.metrics.get(name))) is not None), None)
+        values = (scalar(r.metrics.get(name)) for r in self.results)
+        return next((value for value in values if value is not None), None)
 
 
 def scalar(value: object) -> float | None:
@@ -127,7 +134,7 @@ def per_token_ms(samples: Sequence[Sample]) -> list[float]:
 
 
 def spread(values: Sequence[float]) -> Spread | None:
-    """Return percentiles (linear between neighbours) mean and sample deviation, or None for no samples."""
+    """Return percentiles (linear between neighbours), mean, deviation; None for no samples."""
     if not values:
         return None
     ordered = sorted(values)
@@ -143,7 +150,9 @@ def subjects(evidence: Evidence) -> list[Subject]:
     found: list[Subject] = []
     if models is not None:
         found.append(_subject(evidence, "before", models.before.weight_bytes))
-        if models.after is not None and models.after.hash != models.before.hash:
+        measured = any(r.artifact.id == "after" for r in evidence.results)
+        changed = models.after is not None and models.after.hash != models.before.hash
+        if models.after is not None and (changed or measured):
             found.append(_subject(evidence, "after", models.after.weight_bytes))
     for artifact in evidence.manifest.artifacts if evidence.manifest else ():
         size = sum(record.bytes for record in artifact.files)
@@ -183,5 +192,9 @@ def shipped(found: Sequence[Subject]) -> Subject | None:
     """
     passed = [s for s in found if s.artifact is not None and s.artifact.parity.passed]
     if passed:
-        return max(passed, key=lambda s: (len({r.kind for r in s.results}), -(s.bytes or 0)))
+        return max(passed, key=lambda s: (len(_measured_kinds(s)), -(s.bytes or 0)))
     return next((s for s in found if s.id == "after"), None)
+
+
+def _measured_kinds(subject: Subject) -> set[str]:
+    return {r.kind for r in subject.results if not r.metrics.get("skipped")}

@@ -36,6 +36,11 @@ def document(body: Sequence[str], *, height: float, label: str, kind: str) -> Ma
     )
 
 
+def sentence(words: str, *, label: str, kind: str) -> Markup:
+    """Return a chart that only says why there is nothing to draw."""
+    return document([text(words, at=0, y=13, cls="missing")], height=20, label=label, kind=kind)
+
+
 def text(
     content: str, *, at: float, y: float, cls: str = "", anchor: Anchor = "start", dx: float = 0
 ) -> str:
@@ -58,9 +63,7 @@ def rect(*, at: float, y: float, width: float, height: float, cls: str, title: s
 
 def line(*, x1: float, y1: float, x2: float, y2: float, cls: str) -> str:
     """Return a line; horizontal positions in percent, vertical ones in pixels."""
-    return (
-        f'<line x1="{x(x1)}" y1="{number(y1)}" x2="{x(x2)}" y2="{number(y2)}" class="{cls}"/>'
-    )
+    return f'<line x1="{x(x1)}" y1="{number(y1)}" x2="{x(x2)}" y2="{number(y2)}" class="{cls}"/>'
 
 
 def ticks(low: float, high: float, wanted: int = 4) -> list[float]:
@@ -72,6 +75,14 @@ def ticks(low: float, high: float, wanted: int = 4) -> list[float]:
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+def tick(value: float, every: Sequence[float]) -> str:
+    """Return a tick's label with as many decimals as the closest two ticks need."""
+    step = min((b - a for a, b in zip(every, every[1:], strict=False)), default=1.0)
+    places = max(0, -math.floor(math.log10(step) + 1e-9))
+    places += round(step * 10**places, 6) % 1 > 0  # 2.5 needs one more than 2
+    return f"{value:.{places}f}".replace("-", "−")
 
 
 def log_ticks(low: float, high: float) -> list[float]:

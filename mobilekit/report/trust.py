@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import yaml
 
 from mobilekit.schema.manifest import Artifact, Deviation, ParityRecord
 
@@ -34,7 +37,7 @@ def trust(evidence: Evidence, found: Sequence[Subject]) -> Trust:
         facts=tuple(_facts(evidence)),
         versions=tuple(sorted(evidence.run.versions.items())),
         files=_files(evidence),
-        recipe=_outline(evidence.run.recipe),
+        recipe=_recipe(evidence.run.recipe),
         limits=tuple(_limits(evidence, found)),
     )
 
@@ -52,7 +55,6 @@ def _parity(evidence: Evidence) -> Table | None:
         "Mean KL",
         "Top-1",
         "Greedy",
-        "Run by",
     )
     return table(columns, [_parity_row(item) for item in artifacts])
 
@@ -65,11 +67,10 @@ def _parity_row(item: Artifact) -> list[Cell | str]:
         _verdict(parity),
         num(_largest(parity.against_fp32)),
         num(_largest(parity.against_same)),
-        num(f"≤\u00a0{scientific(parity.tolerance.max_abs)}"),
+        num(f"≤\u00a0{scientific(parity.tolerance.max_abs)}", _other_bounds(parity)),
         num(scientific(near.kl) if near else "–"),
         num(percent(near.top1) if near else "–"),
         _greedy(parity),
-        parity.evaluator or "–",
     ]
 
 
@@ -82,17 +83,24 @@ def _verdict(parity: ParityRecord) -> Cell:
         return Cell("not executed", "skip", parity.reason or "no reason recorded")
     if parity.passed is None:
         return Cell("no verdict", "skip", parity.reason or "")
+    run = f"run by {parity.evaluator}" if parity.evaluator else ""
     if parity.passed:
-        return Cell("pass", "ok")
+        return Cell("pass", "ok", run)
     where = parity.first_diverging_layer
-    return Cell("fail", "fail", f"first diverging layer: {where}" if where else "")
+    return Cell("fail", "fail", f"first diverging layer: {where}" if where else run)
+
+
+def _other_bounds(parity: ParityRecord) -> str:
+    bounds = parity.tolerance
+    return f"KL ≤ {scientific(bounds.kl)}, top-1 ≥ {percent(bounds.top1)}"
 
 
 def _greedy(parity: ParityRecord) -> Cell:
     record = parity.greedy
     if record is None:
         return Cell("–")
-    note = f"{record.excused} near-tie, {record.different} different; {record.new_tokens} tokens each"
+    parts = f"{record.excused} near-tie, {record.different} different"
+    note = f"{parts}; {record.new_tokens} tokens each"
     return Cell(f"{record.equal} of {record.prompts} equal", "", note)
 
 
@@ -105,8 +113,8 @@ def _facts(evidence: Evidence) -> list[tuple[str, str]]:
             facts.append(("Checkpoint after", run.models.after.hash))
     facts.extend((f"Host: {key}", plain(value)) for key, value in run.host.items())
     if evidence.manifest is not None:
-        provenance = evidence.manifest.provenance.items()
-        facts.extend((f"Bundle: {key}".replace("_", " "), plain(value)) for key, value in provenance)
+        for key, value in evidence.manifest.provenance.items():
+            facts.append((f"Bundle: {key}".replace("_", " "), plain(value)))
         facts.append(("Licences", ", ".join(evidence.manifest.licences) or "not stated"))
     return facts
 
@@ -123,32 +131,11 @@ def _files(evidence: Evidence) -> Table | None:
     return table(("File", "Size", "SHA-256"), rows) if rows else None
 
 
-def _outline(value: object, depth: int = 0) -> str:
-    """Return nested settings as indented ``key: value`` lines."""
-    pad = "  " * depth
-    if isinstance(value, dict):
-        lines = []
-        for key, item in value.items():
-            nested = isinstance(item, dict | list) and item and not _is_flat(item)
-            lines.append(
-                f"{pad}{key}:\n{_outline(item, depth + 1)}" if nested else f"{pad}{key}: {_leaf(item)}"
-            )
-        return "\n".join(lines)
-    if isinstance(value, list):
-        return "\n".join(f"{pad}- {_leaf(item)}" for item in value)
-    return f"{pad}{_leaf(value)}"
-
-
-def _is_flat(value: object) -> bool:
-    return isinstance(value, list) and not any(isinstance(item, dict | list) for item in value)
-
-
-def _leaf(value: object) -> str:
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_leaf(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_leaf(item) for item in value) + "]"
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+def _recipe(recipe: dict[str, Any]) -> str:
+    """Return the recipe as YAML, ready to run again."""
+    if not recipe:
+        return ""
+    return yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=88)
 
 
 def _limits(evidence: Evidence, found: Sequence[Subject]) -> list[str]:
@@ -172,8 +159,8 @@ def _limits(evidence: Evidence, found: Sequence[Subject]) -> list[str]:
         limits.append("An artifact marked “not executed” has no evidence of correctness yet.")
     if any(s.kind == "before" and s.results for s in found):
         limits.append(
-            "Before is measured on the torch checkpoint, after on the exported artifact. The change "
-            "therefore contains the change of runtime as well as that of the model."
+            "Before is measured on the torch checkpoint, after on the exported artifact. The "
+            "change contains that of the runtime as well as that of the model."
         )
     if any(r.metrics.get("accuracy") is not None for s in found for r in s.results):
         limits.append(
@@ -183,5 +170,5 @@ def _limits(evidence: Evidence, found: Sequence[Subject]) -> list[str]:
     statuses = {r.energy.status for s in found for r in s.results if r.energy is not None}
     if "unavailable" in statuses:
         limits.append("Energy was not measurable on this machine, so no figure is given for it.")
-    limits.append("Every figure on this page was measured in this run; none is quoted from a paper.")
+    limits.append("Every figure was measured in this run, unless it says modelled; none is quoted.")
     return limits

@@ -24,7 +24,9 @@ def test_wilson_widths_of_the_specification() -> None:
         assert 50 * (high - low) == pytest.approx(points, abs=0.05)
 
 
-@pytest.mark.parametrize(("correct", "n", "confidence"), [(0, 0, 0.95), (3, 2, 0.95), (-1, 2, 0.95), (1, 2, 1.0)])
+@pytest.mark.parametrize(
+    ("correct", "n", "confidence"), [(0, 0, 0.95), (3, 2, 0.95), (-1, 2, 0.95), (1, 2, 1.0)]
+)
 def test_wilson_refuses(correct: int, n: int, confidence: float) -> None:
     with pytest.raises(ValueError, match=r"needs|between"):
         wilson_interval(correct, n, confidence=confidence)

@@ -54,7 +54,7 @@ def test_the_host_is_listed_with_what_it_is() -> None:
     assert host["name"] == "host"
     assert host["available"] is True
     assert host["reason"] is None
-    assert host["device"]["class"].startswith("host-")
+    assert host["class"].startswith("host-")
 
 
 def test_the_settings_import_nothing_heavy() -> None:

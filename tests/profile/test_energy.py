@@ -98,7 +98,9 @@ def zones_of(count: int) -> list[Zone]:
     return [Zone(f"package-{i}", Path("unused"), RANGE) for i in range(count)]
 
 
-def trace(watts: list[float], interval: float = 0.1, start: tuple[int, int] = (0, 0)) -> list[Reading]:
+def trace(
+    watts: list[float], interval: float = 0.1, start: tuple[int, int] = (0, 0)
+) -> list[Reading]:
     """Readings of one zone at constant power in each interval, wrapping as the hardware does."""
     nanoseconds, counter = start
     readings = [Reading(nanoseconds, (counter % RANGE,))]
@@ -134,7 +136,11 @@ def test_net_energy_is_exact_on_a_known_trace() -> None:
     assert record.joules == pytest.approx(7.5)
     assert record.joules_per_token == pytest.approx(per_token.mean())
     assert record.std == pytest.approx(per_token.std(ddof=1))
-    assert (record.baseline_watts, record.source, record.scope) == (2.0, "rapl:package-0", "package")
+    assert (record.baseline_watts, record.source, record.scope) == (
+        2.0,
+        "rapl:package-0",
+        "package",
+    )
     assert record.interval_s == pytest.approx(1.5)
     assert record.samples == 18
     assert record.reason is None

@@ -30,8 +30,26 @@ CATEGORIES = {
 }
 # artifact id -> (format, backend, file, bytes, decode ms, peak bytes, perplexity, right answers)
 ARTIFACTS: dict[str, tuple[str, str, str, int, float, int | None, float, int]] = {
-    "executorch-xnnpack-fp32": ("pte", "xnnpack", "model.pte", 12_930_412, 0.62, 61_200_000, 24.3, 27),
-    "executorch-xnnpack-int8": ("pte", "xnnpack", "model.pte", 3_402_118, 0.31, 48_900_000, 24.6, 28),
+    "executorch-xnnpack-fp32": (
+        "pte",
+        "xnnpack",
+        "model.pte",
+        12_930_412,
+        0.62,
+        61_200_000,
+        24.3,
+        27,
+    ),
+    "executorch-xnnpack-int8": (
+        "pte",
+        "xnnpack",
+        "model.pte",
+        3_402_118,
+        0.31,
+        48_900_000,
+        24.6,
+        28,
+    ),
     "onnx-cpu-fp32": ("onnx", "cpu", "model.onnx", 13_015_880, 0.55, 88_100_000, 24.3, 27),
     "onnx-cpu-int8": ("onnx", "cpu", "model.onnx", 3_610_004, 0.47, 79_500_000, 24.9, 26),
     "coreml-cpu-fp32": ("mlpackage", "coreml", "m.mlpackage/w.bin", 12_990_000, 0, None, 0, 0),
@@ -114,7 +132,11 @@ def plan() -> dict[str, Any]:
         "parent": "sha256:" + "0a1b" * 16,
         "edits": edits,
         "tensors": None,
-        "scores": {"layers": layers, "criterion": "norm ratio of weights", "larger_is": "removable"},
+        "scores": {
+            "layers": layers,
+            "criterion": "norm ratio of weights",
+            "larger_is": "removable",
+        },
         "summary": {
             "parameters_before": 4_212_096,
             "parameters_after": 3_230_080,
@@ -182,15 +204,19 @@ def results() -> list[dict[str, Any]]:
     every: dict[str, tuple[int, float, int, float, int]] = {
         "before": (8_424_192, 4.9, 512_000_000, 23.8, 29)
     }
-    for name, (_, _, _, size, ms, peak, ppl, right) in ARTIFACTS.items():
-        if peak is not None:
-            every[name] = (size, ms, peak, ppl, right)
     found = []
+    for name, (_, _, _, size, ms, peak, ppl, right) in ARTIFACTS.items():
+        if peak is None:
+            skipped = {"skipped": "Core ML runs on macOS and iOS only"}
+            load = {"id": "pp128+tg64", "prompt_tokens": 128, "new_tokens": 64, "repetitions": 0}
+            found.append({**_base(name, size, "profile", load), "metrics": skipped})
+        else:
+            every[name] = (size, ms, peak, ppl, right)
     for name, (size, ms, peak, ppl, right) in every.items():
         found += [
             _profile(name, size, ms, peak),
             _evaluation(name, size, "perplexity", {"perplexity": ppl, "bits_per_byte": ppl / 12}),
-            _evaluation(name, size, "mobilekit-sample-80", _answers(name, right)),
+            _evaluation(name, size, "mobilekit-sample-80", _answers(right)),
         ]
     return found
 
@@ -229,21 +255,26 @@ def _profile(name: str, size: int, ms: float, peak: int) -> dict[str, Any]:
 
 
 def _evaluation(name: str, size: int, suite: str, metrics: dict[str, Any]) -> dict[str, Any]:
-    return {**_base(name, size, "evaluate", {"id": suite}), "metrics": metrics}
+    letters = {f"q{i:02d}": "ABCD"[i % 4] for i in range(80)} if "accuracy" in metrics else {}
+    base = _base(name, size, "evaluate", {"id": suite})
+    return {**base, "metrics": metrics, "letters": letters}
 
 
-def _answers(name: str, right: int) -> dict[str, Any]:
+def _answers(right: int) -> dict[str, Any]:
     rng = random.Random(right)
     left, categories = right, {}
     for index, (category, n) in enumerate(CATEGORIES.items()):
         last = index == len(CATEGORIES) - 1
         good = min(n, left) if last else min(n, left, round(n * rng.uniform(0.15, 0.55)))
         left -= good
-        low, high = wilson_interval(good, n)
-        categories[category] = {"accuracy": good / n, "n": n, "low": low, "high": high}
-    low, high = wilson_interval(right, 80)
-    answers = {"accuracy": right / 80, "n": 80, "low": low, "high": high, "categories": categories}
-    return answers if name == "before" else {**answers, "mcnemar": {"p_value": 0.75}}
+        categories[category] = _share(good, n)
+    ids = rng.sample([f"q{i:02d}" for i in range(80)], right)
+    return {**_share(right, 80), "categories": categories, "correct_ids": sorted(ids)}
+
+
+def _share(right: int, n: int) -> dict[str, Any]:
+    interval = list(wilson_interval(right, n))
+    return {"accuracy": right / n, "interval": interval, "n": n, "correct": right}
 
 
 def write_invented_run(root: Path) -> Path:

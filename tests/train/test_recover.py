@@ -27,7 +27,7 @@ class LetterTokenizer:
 
 
 def rule_text(length: int) -> str:
-    """Letters of which each pair allows two successors, at random; attention alone is too little."""
+    """Letters of which each pair allows two successors; attention alone cannot learn that."""
     generator = torch.Generator().manual_seed(11)
     successors = torch.randint(8, (8, 8, 2), generator=generator).tolist()
     coins = torch.randint(2, (length,), generator=generator).tolist()

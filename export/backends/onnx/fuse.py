@@ -42,10 +42,12 @@ class _Rotation(pattern.RewriteRuleClassBase):
 
     def rewrite(self, op: Any, x: Any, cos: Any, sin: Any, **_: Any) -> Any:
         """Emit the operator on the packed layout (1, S, H·Dh), with row s of cos for position s."""
-        heads, head_dim = _static(x, 2), _static(x, 3)
-        tables = [self._half(op, table, int(head_dim or 0) // 2) for table in (cos, sin)]
+        heads, head_dim = int(x.shape[2]), int(x.shape[3])
+        tables = [self._half(op, table, head_dim // 2) for table in (cos, sin)]
         packed = op.Reshape(x, _ints(op, 0, 0, -1))
         turned = op.RotaryEmbedding(packed, _ints(op, 0), *tables, _domain=CONTRIB)
+        # shape inference knows no contrib operator
+        turned.shape, turned.type = ir.Shape([*x.shape[:2], heads * head_dim]), x.type
         return op.Reshape(turned, _ints(op, 0, 0, heads, head_dim))
 
     @staticmethod
@@ -64,6 +66,7 @@ def fuse(model: ir.Model) -> dict[str, int]:
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     passes.CommonSubexpressionEliminationPass()(model)
     optimize(model)
+    _drop_idle_reshapes(model)
     ours = ("GroupQueryAttention", "RotaryEmbedding", "SimplifiedLayerNormalization")
     counts = dict.fromkeys((*ours, "SkipSimplifiedLayerNormalization"), 0)
     for node in model.graph:
@@ -72,7 +75,18 @@ def fuse(model: ir.Model) -> dict[str, int]:
     return counts
 
 
-def _ints(op: Any, *values: int | None) -> Any:
+def _drop_idle_reshapes(model: ir.Model) -> None:
+    """Remove each ``Reshape`` to the shape that its input has already."""
+    for node in list(model.graph):
+        source, result = (node.inputs or (None,))[0], node.outputs[0]
+        if node.op_type != "Reshape" or source is None or result.is_graph_output():
+            continue
+        if source.shape is not None and source.shape == result.shape:
+            ir.convenience.replace_all_uses_with(result, source)
+            model.graph.remove(node, safe=True)
+
+
+def _ints(op: Any, *values: int) -> Any:
     return op.Constant(value_ints=list(values))
 
 

@@ -21,14 +21,15 @@ from mobilekit.core.errors import InvalidInputError, UsageError
 from mobilekit.core.files import sha256_bytes
 from mobilekit.data.tokenizer import TextTokenizer, wrap_tokenizer
 from mobilekit.evaluate.config import PerplexityConfig
-from mobilekit.evaluate.outcome import Outcome, Progress
+from mobilekit.evaluate.outcome import Control, Outcome, Progress, Suite
 from mobilekit.metrics import language
 from mobilekit.runtime.base import FullLogits, TokenLogits, Tokens
 from mobilekit.schema.result import Workload
 
-__all__ = ["perplexity", "run", "size"]
+__all__ = ["SUITE", "perplexity"]
 
-_DEFAULT_WINDOW = 256  # fits every context we export, and is what recovery training sees
+_DEFAULT_WINDOW = 256  # fits the contexts that phones get
+_BLOCK = 32  # positions whose float64 probabilities are held at once: V may be 150,000
 
 
 @dataclass(frozen=True)
@@ -178,47 +179,36 @@ def _check(windows: list[_Window], runtime: TokenLogits) -> None:
 
 
 def _nats(runtime: TokenLogits, window: _Window) -> float:
-    rows = _rows(runtime, window.inputs, len(window.targets))
-    total = 0.0
-    for logits, targets in rows:
-        total += (
-            language.negative_log_likelihood(logits, targets_of(window, targets))
-            if np.isfinite(logits).all()
-            else math.nan
-        )
-    return total
+    nats = []
+    for logits, targets in _answers(runtime, window):
+        if not np.isfinite(logits).all():
+            return math.nan
+        nats.append(language.negative_log_likelihood(logits, targets))
+    return math.fsum(nats)
 
 
-def targets_of(window: _Window, span: slice) -> Tokens:
-    """Return the ids that a span of answers predicts."""
-    return window.targets[span]
-
-
-def _rows(
-    runtime: TokenLogits, inputs: Tokens, wanted: int
-) -> Iterator[tuple[npt.NDArray[np.float32], slice]]:
-    """Give the logits of the last ``wanted`` inputs, (S, V) at a time, and which ones they are."""
+def _answers(
+    runtime: TokenLogits, window: _Window
+) -> Iterator[tuple[npt.NDArray[np.float32], Tokens]]:
+    """Give logits (S, V) and the ids (S,) that came true, a block of positions at a time."""
+    inputs, targets = window.inputs, window.targets
+    lead = len(inputs) - len(targets)  # of a start of several tokens only the last predicts text
     if isinstance(runtime, FullLogits):
-        yield runtime.full_logits(inputs)[-wanted:], slice(0, wanted)
+        logits = runtime.full_logits(inputs)[lead:]
+        for first in range(0, len(targets), _BLOCK):
+            yield logits[first : first + _BLOCK], targets[first : first + _BLOCK]
         return
     runtime.reset()
-    lead = len(inputs) - wanted  # of a start of several tokens only the last one predicts text
     pending, position = inputs[: lead + 1], 0
-    for index in range(wanted):
-        yield runtime.forward(pending, position)[None], slice(index, index + 1)
+    for index in range(len(targets)):
+        yield runtime.forward(pending, position)[None], targets[index : index + 1]
         position += len(pending)
         pending = inputs[position : position + 1]
 
 
-def run(
-    runtime: TokenLogits,
-    tokenizer: TextTokenizer,
-    config: PerplexityConfig,
-    *,
-    progress: Progress | None = None,
-    **_: Any,
+def _run(
+    runtime: TokenLogits, tokenizer: TextTokenizer, config: PerplexityConfig, control: Control
 ) -> Outcome:
-    """Run the suite as a recipe asks for it; see :func:`perplexity`."""
     text, dataset = _text(config)
     record = perplexity(
         runtime,
@@ -226,18 +216,13 @@ def run(
         text,
         max_tokens=config.max_tokens,
         window=config.window,
-        progress=progress,
+        progress=control.progress,
     )
-    settings = {**config.model_dump(mode="json", exclude={"suite"}), "window": record["window"]}
+    settings = {**config.model_dump(mode="json", exclude={"suite", "data"}), "window": record["window"]}
     return Outcome(
         workload=Workload(id="perplexity", prompt_tokens=record["tokens"], settings=settings),
         metrics={"suite": "perplexity", "dataset": dataset, **record},
     )
-
-
-def size(config: PerplexityConfig) -> int:
-    """How many tokens a recipe asks for, at most."""
-    return config.max_tokens
 
 
 def _text(config: PerplexityConfig) -> tuple[str, dict[str, Any]]:
@@ -250,3 +235,6 @@ def _text(config: PerplexityConfig) -> tuple[str, dict[str, Any]]:
 
         text, name, licence = read_text(config.data), "local text", None
     return text, {"name": name, "licence": licence, "sha256": sha256_bytes(text.encode("utf-8"))}
+
+
+SUITE: Suite[PerplexityConfig] = Suite(run=_run, size=lambda config: config.max_tokens)

@@ -9,7 +9,7 @@ from mobilekit.core.errors import UsageError
 from mobilekit.core.suggest import did_you_mean
 from mobilekit.data.tokenizer import TextTokenizer, wrap_tokenizer
 from mobilekit.evaluate.config import MobileMMLUConfig
-from mobilekit.evaluate.outcome import Outcome, Progress
+from mobilekit.evaluate.outcome import Control, Outcome, Progress, Suite
 from mobilekit.runtime.base import TokenLogits
 from mobilekit.schema.result import Sample, Workload
 
@@ -19,7 +19,7 @@ from .prompt import PROMPT_VERSION
 from .resume import answer_log
 from .score import score
 
-__all__ = ["mobile_mmlu", "run", "size"]
+__all__ = ["SUITE", "mobile_mmlu"]
 
 SCORERS = {"loglik": LoglikScorer}
 _DIGITS = 9  # of a stored log-probability: more than float32 has
@@ -127,16 +127,9 @@ def _rounded(answer: Answer) -> list[float] | None:
     return [float(f"{value:.{_DIGITS}g}") for value in answer.logprobs]
 
 
-def run(
-    runtime: TokenLogits,
-    tokenizer: TextTokenizer,
-    config: MobileMMLUConfig,
-    *,
-    progress: Progress | None = None,
-    resume_file: Path | None = None,
-    model_id: str = "",
+def _run(
+    runtime: TokenLogits, tokenizer: TextTokenizer, config: MobileMMLUConfig, control: Control
 ) -> Outcome:
-    """Run the suite as a recipe asks for it; see :func:`mobile_mmlu`."""
     return mobile_mmlu(
         runtime,
         tokenizer,
@@ -145,12 +138,14 @@ def run(
         scorer=config.scorer,
         limit=config.limit,
         seed=config.seed,
-        progress=progress,
-        resume_file=resume_file,
-        model_id=model_id,
+        progress=control.progress,
+        resume_file=control.resume_file,
+        model_id=control.model_id,
     )
 
 
-def size(config: MobileMMLUConfig) -> int:
-    """How many questions a recipe asks for."""
+def _size(config: MobileMMLUConfig) -> int:
     return len(limited(load_dataset(config.data, config.key), config.limit).questions)
+
+
+SUITE: Suite[MobileMMLUConfig] = Suite(run=_run, size=_size)

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from mobilekit.core.errors import UsageError
+from mobilekit.pipeline.state import open_run
+
+
+def test_a_step_is_done_once(tmp_path: Path) -> None:
+    calls = []
+
+    def work() -> str:
+        calls.append(1)
+        (tmp_path / "run" / "made").write_text("x")
+        return "did it"
+
+    def go(inputs: dict[str, object], *, resume: bool) -> bool:
+        with open_run(tmp_path / "run", resume=resume) as run:
+            return run.step("s", inputs, work, name="export", output="made")
+
+    assert go({"a": 1}, resume=False) is False
+    assert go({"a": 1}, resume=True) is True
+    assert go({"a": 2}, resume=True) is False  # other inputs
+    (tmp_path / "run" / "made").unlink()
+    assert go({"a": 2}, resume=True) is False  # the output is gone
+    assert len(calls) == 3
+
+
+def test_a_failed_step_is_not_done(tmp_path: Path) -> None:
+    def fail() -> str:
+        raise KeyboardInterrupt
+
+    def go(work: object) -> bool:
+        with open_run(tmp_path / "run", resume=True) as run:
+            return run.step("s", {}, work, name="export", output=None)  # type: ignore[arg-type]
+
+    with pytest.raises(KeyboardInterrupt):
+        go(fail)
+    assert go(lambda: "done") is False
+    assert go(lambda: "done") is True
+
+
+def test_a_directory_in_use_is_refused(tmp_path: Path) -> None:
+    with open_run(tmp_path / "run", resume=False):
+        pid = os.fork()
+        if pid == 0:  # the lock belongs to another process
+            try:
+                with open_run(tmp_path / "run", resume=True):
+                    os._exit(1)
+            except UsageError as error:
+                os._exit(0 if "another process" in error.message else 2)
+            os._exit(3)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    with open_run(root, resume=False):
+        pass
+    (root / ".bundle.abc").mkdir()
+    (root / ".bundle.abc" / "half").write_text("x")
+    (root / ".run.json.xyz").write_text("{")
+    with open_run(root, resume=True):
+        assert [p.name for p in root.iterdir()] == [".state"]
+
+
+def test_an_existing_directory_needs_resume(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("precious")
+    with pytest.raises(UsageError, match="not empty"), open_run(tmp_path, resume=False):
+        pass
+    assert (tmp_path / "mine").read_text() == "precious"
