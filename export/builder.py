@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mobilekit.core import console
 from mobilekit.core.errors import UsageError
 from mobilekit.core.files import atomic_directory
-from mobilekit.core.optional import require
+from mobilekit.core.optional import require_distribution
 from mobilekit.core.suggest import did_you_mean
 from mobilekit.data.tokenizer import load_tokenizer
 from mobilekit.models import checkpoint_hash, load, require_tokenizer, resolve
@@ -91,7 +91,7 @@ def _check(
     for target in targets:
         backend = BACKENDS.get(target)
         for package in backend.packages:
-            require(package, extra=backend.extra)
+            require_distribution(package, extra=backend.extra)
         for precision in precisions:
             if precision not in backend.precisions:
                 raise UsageError(

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mobilekit.core.errors import MobileKitError, NotExecutableError
+from mobilekit.core.errors import InvalidInputError, MobileKitError, NotExecutableError
 from mobilekit.core.files import atomic_write, atomic_write_json, read_json
 from mobilekit.runtime import RUNTIMES
 from mobilekit.schema.bundle import entry_point
@@ -44,9 +44,21 @@ def make(job: Job) -> Outcome:
 
     torch.set_num_threads(job.threads)
     torch.set_grad_enabled(False)
+    _check_unchanged(job)
     backend = BACKENDS.get(job.target)
     record, cached = lower(job, backend)
     return Outcome(lowered=record, parity=_parity(job, record, backend), cached=cached)
+
+
+def _check_unchanged(job: Job) -> None:
+    """Refuse a checkpoint that is no longer the one that the parity vectors were made from."""
+    from mobilekit.models import checkpoint_hash
+
+    if checkpoint_hash(Path(job.checkpoint)) != job.checkpoint_hash:
+        raise InvalidInputError(
+            f"the checkpoint {job.checkpoint} changed while it was being exported",
+            hint="Let whatever writes it finish, then export again.",
+        )
 
 
 def _parity(job: Job, record: LoweredRecord, backend: Backend) -> ParityRecord:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from types import ModuleType
 
 from .errors import MissingDependencyError
@@ -24,3 +25,18 @@ def require(module: str, *, extra: str) -> ModuleType:
             f"package '{missing}' is not installed, but {extra} needs it",
             hint=f"Install it with: pip install 'mobilekit[{extra}]'",
         ) from error
+
+
+def require_distribution(name: str, *, extra: str) -> str:
+    """Return the version of an installed distribution, without importing it.
+
+    Raises:
+        MissingDependencyError: If it is not installed.
+    """
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        raise MissingDependencyError(
+            f"package '{name}' is not installed, but {extra} needs it",
+            hint=f"Install it with: pip install 'mobilekit[{extra}]'",
+        ) from None

@@ -105,7 +105,7 @@ def wrap_tokenizer(tokenizer: Any) -> TextTokenizer:
     inner = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if not isinstance(inner, Tokenizer):
         raise InvalidInputError(
-            f"{type(tokenizer).__name__} is no fast tokenizer: there is no tokenizer.json behind it",
+            f"{type(tokenizer).__name__} is no fast tokenizer: it has no tokenizer.json",
             hint="Load it with mobilekit.data.tokenizer.load_tokenizer(checkpoint).",
         )
     return TextTokenizer(Tokenizer.from_str(inner.to_str()), eos_id=eos_id)

@@ -29,7 +29,7 @@ class MobileMMLUConfig(StrictModel):
 
     suite: Literal["mobile_mmlu"] = "mobile_mmlu"
     data: str = Field("sample", description="'sample', or a local copy: folder or CSV file.")
-    key: str | None = Field(None, description="CSV with question_id,answer; the sample has its own.")
+    key: str | None = Field(None, description="CSV question_id,answer; the sample has its own.")
     scorer: Literal["loglik"] = "loglik"
     limit: int | None = Field(None, ge=1, description="So many questions, spread over the fields.")
     seed: int = Field(0, ge=0, description="Which questions a limit picks.")

@@ -59,4 +59,4 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
         ways = ways * (n - k) // (k + 1)
         tail += ways
     # integers up to here: no rounding, however large the counts
-    return min(1.0, 2 * tail / 2**n)
+    return min(1.0, 2 * tail / (1 << n))

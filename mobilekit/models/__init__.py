@@ -13,9 +13,9 @@ if TYPE_CHECKING:
         has_tokenizer,
         require_tokenizer,
         resolve,
-        tensor_table,
     )
     from .lineage import Provenance, provenance
+    from .weights import tensor_table
 
 # name -> module; imported at first use, so that this room is light until a model is touched
 _PUBLIC = {
@@ -29,7 +29,7 @@ _PUBLIC = {
     "require_tokenizer": ".inspect",
     "resolve": ".inspect",
     "save": ".checkpoint",
-    "tensor_table": ".inspect",
+    "tensor_table": ".weights",
 }
 
 __all__ = [

@@ -20,7 +20,7 @@ from mobilekit.core.errors import InvalidInputError, MobileKitError, Unsupported
 from mobilekit.schema.plan import PLAN_FILE, Plan
 
 from . import surgery
-from .inspect import TensorEntry
+from .weights import TensorEntry
 
 # what a config may not decide: code from elsewhere, other files, kernels from the hub
 _IGNORED_KEYS = {

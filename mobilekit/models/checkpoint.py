@@ -26,10 +26,9 @@ from .inspect import (
     class_name,
     read_config,
     resolve,
-    stored_dtype,
-    tensor_table,
 )
 from .lineage import Provenance, provenance, record
+from .weights import stored_dtype, tensor_table
 
 
 def load(source: str | Path, device: str = "auto", dtype: str = "auto") -> nn.Module:

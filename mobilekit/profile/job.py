@@ -31,6 +31,7 @@ class Measured(StrictModel):
     samples: tuple[Sample, ...]
     memory: MemoryRecord
     rss_bytes: tuple[int, ...] | None = Field(description="After each repetition; null: unread.")
+    wait_share: float | None = Field(description="Of the wall time; waiting for a processor.")
     energy: EnergyRecord
     thermal: dict[str, Any]
 

@@ -57,9 +57,10 @@ def run_worker(
             _watch(process, Path(job.ticks), on_tick)
         finally:
             _stop(process)
-        outcome = _collect(name, process.returncode, Path(job.outcome), log)
-    log.unlink(missing_ok=True)
-    return outcome
+        if process.returncode != 0 or not Path(job.outcome).is_file():
+            raise _crash(name, process.returncode, log)
+        log.unlink(missing_ok=True)
+        return _read(name, Path(job.outcome))
 
 
 def _environment(threads: int | None) -> dict[str, str]:
@@ -94,10 +95,8 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _collect(name: str, code: int, outcome_path: Path, log: Path) -> Outcome:
-    if code != 0 or not outcome_path.is_file():
-        raise _crash(name, code, log)
-    outcome = Outcome.parse(read_json(outcome_path), str(outcome_path))
+def _read(name: str, path: Path) -> Outcome:
+    outcome = Outcome.parse(read_json(path), str(path))
     if outcome.error is not None:
         kind = getattr(errors, outcome.error.kind, MobileKitError)
         raise kind(f"{name}: {outcome.error.message}", hint=outcome.error.hint)

@@ -20,11 +20,12 @@ from mobilekit.schema.result import EnergyRecord, MemoryRecord, Sample, Workload
 from . import workloads as work
 from .job import Measured
 from .meters import energy
+from .meters.contention import waited_ns
 from .meters.memory import MemoryMeter, memory_meter
 from .meters.thermal import hottest, read_thermal
 
 ENERGY_SECONDS = 2.0
-IDLE_SECONDS = 3.0
+IDLE_SECONDS = 3.0  # before and after; a bench protocol takes 30, which the demo cannot spend
 
 
 @dataclass
@@ -95,20 +96,23 @@ def _workload(
         time_repetition(runtime, prompt, new, 0)
         plan.on_repetition()
     before = read_thermal(plan.sysfs)
+    waited, start = waited_ns(), time.perf_counter_ns()
     samples: list[Sample] = []
     rss: list[int | None] = []
     heat: list[float | None] = []
     for repetition in range(plan.repetitions):
         samples += time_repetition(runtime, prompt, new, repetition)
         rss.append(plan.memory.current())
-        heat.append(hottest(read_thermal(plan.sysfs)))
+        heat.append(hottest(plan.sysfs))
         plan.on_repetition()
+    wait_share = _share(waited, waited_ns(), time.perf_counter_ns() - start)
     known = [value for value in rss if value is not None]
     return Measured(
         workload=workload.id,
         samples=tuple(samples),
         memory=_memory_record(plan.memory, baseline),
         rss_bytes=tuple(known) if len(known) == len(rss) else None,
+        wait_share=wait_share,
         energy=energy.unavailable("not measured yet"),
         thermal=_thermal(before, read_thermal(plan.sysfs), heat),
     )
@@ -150,6 +154,10 @@ def time_repetition(
             )
         )
     return samples
+
+
+def _share(before: int | None, after: int | None, elapsed: int) -> float | None:
+    return None if before is None or after is None else (after - before) / max(elapsed, 1)
 
 
 def _memory_record(meter: MemoryMeter, baseline: int | None) -> MemoryRecord:

@@ -97,11 +97,12 @@ def _workload(load: Workload, config: ProfileConfig, outcome: Outcome) -> Worklo
 
 
 def _footprint(target: Target, measured: Measured, outcome: Outcome) -> dict[str, Any]:
-    """Return what is known of memory and energy beside their records."""
+    """Return what is known of the process beside its timings and records."""
     rss = measured.rss_bytes
     metrics: dict[str, Any] = {
         "rss_bytes_by_repetition": list(rss) if rss is not None else None,
         "rss_slope_bytes_per_repetition": slope(rss) if rss is not None else None,
+        "processor_wait_share": measured.wait_share,
     }
     if target.state_bytes is not None:
         metrics["state_bytes"] = target.state_bytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from mobilekit.schema.manifest import Artifact, TensorSpec
 from mobilekit.schema.result import ArtifactRef
 
 INTERFACE = "token-logits/1"
+_PAST = "past_key_values."
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Target:
         runtime: Name of the runtime that it needs.
         precision: Of an artifact, as its manifest says.
         context_length: Positions, where known before it is opened.
-        state_bytes: Bytes of the states that the manifest lists, where their shapes are fixed.
+        state_bytes: Bytes of the KV cache at full length, where the manifest lists its shapes.
         is_requested: Whether the user named it.
     """
 
@@ -102,7 +104,7 @@ def _artifact(bundle: Bundle, item: Artifact, *, is_requested: bool) -> Target:
         runtime=item.runtime.name,
         precision=item.precision,
         context_length=int(bundle.manifest.model["context_length"]),
-        state_bytes=state_bytes(item),
+        state_bytes=state_bytes(item, int(bundle.manifest.model["context_length"])),
         is_requested=is_requested,
         keep=bundle,
     )
@@ -117,7 +119,9 @@ def _checkpoint(source: str | Path, artifacts: Sequence[str] | None, label: str 
             )
     facts = checkpoint_facts(source)
     return Target(
-        ref=ArtifactRef(id=label or "torch", sha256=facts.hash, bytes=facts.bytes),
+        ref=ArtifactRef(
+            id=label or "torch", sha256=facts.hash.removeprefix("sha256:"), bytes=facts.bytes
+        ),
         root=facts.path,
         artifact=None,
         format="torch",
@@ -128,24 +132,25 @@ def _checkpoint(source: str | Path, artifacts: Sequence[str] | None, label: str 
     )
 
 
-def state_bytes(item: Artifact) -> int | None:
-    """Return the bytes of an artifact's states (its KV cache), most of its programs, if listed."""
-    sizes = [
-        sum(size for spec in program.states if (size := _nbytes(spec)) is not None)
-        for program in item.programs.values()
-        if program.states and all(_nbytes(spec) is not None for spec in program.states)
-    ]
+def state_bytes(item: Artifact, context_length: int) -> int | None:
+    """Return the bytes of an artifact's KV cache at full length, of its largest program.
+
+    The cache is what a program lists as states, or takes as ``past_key_values`` inputs; their
+    free dimension is the length. ``None`` where a manifest lists neither, or an unknown dtype.
+    """
+    sizes = []
+    for program in item.programs.values():
+        past = [spec for spec in program.inputs if spec.name.startswith(_PAST)]
+        widths = [_nbytes(spec, context_length) for spec in (*program.states, *past)]
+        if widths and None not in widths:
+            sizes.append(sum(width for width in widths if width is not None))
     return max(sizes, default=None)
 
 
-def _nbytes(spec: TensorSpec) -> int | None:
+def _nbytes(spec: TensorSpec, context_length: int) -> int | None:
     try:
         width = np.dtype(spec.dtype).itemsize
     except TypeError:
         return None
-    count = width
-    for length in spec.shape:
-        if isinstance(length, str):
-            return None
-        count *= length
-    return count
+    lengths = [context_length if isinstance(n, str) else n for n in spec.shape]
+    return width * math.prod(lengths)

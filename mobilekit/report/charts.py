@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Literal
 
 from . import svg
@@ -96,7 +97,7 @@ def _dot(share: Share, y: float) -> list[str]:
         )
     marks.append(
         f'<circle cx="{svg.x(100 * value)}" cy="{svg.number(y)}" r="4" class="dot {share.kind}">'
-        f"<title>{svg.escape(share.name)}: {svg.escape(share.text)}</title></circle>"
+        f"<title>{escape(share.name)}: {escape(share.text)}</title></circle>"
     )
     return marks
 

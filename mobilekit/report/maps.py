@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Literal
 
 from markupsafe import Markup
@@ -117,7 +118,7 @@ def _together(marks: Sequence[tuple[float, float, int]]) -> list[list[tuple[floa
 
 
 def _marker(point: Point, at: float, y: float) -> str:
-    title = f"<title>{svg.escape(point.label)}</title>"
+    title = f"<title>{escape(point.label)}</title>"
     return (
         f'<svg x="{svg.x(at)}" y="{svg.number(y)}" width="1" height="1" overflow="visible">'
         f"{shape(point.shape, point.cls, title)}</svg>"

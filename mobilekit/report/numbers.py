@@ -21,14 +21,15 @@ class Change:
     verdict: Verdict
 
 
-def is_number(value: object) -> bool:
-    """Tell whether ``value`` is a finite int or float (and not a bool)."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def finite(value: object) -> float | None:
-    """Return ``value`` as a float where it is a finite number, else None."""
-    return float(value) if is_number(value) else None  # type: ignore[arg-type]
+    """Return ``value`` as a float where it is a finite number (and not a bool), else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # an integer beyond the range of a float
+        return None
+    return number if math.isfinite(number) else None
 
 
 def significant(value: float | None, digits: int = 3) -> str:

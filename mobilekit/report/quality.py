@@ -122,9 +122,9 @@ def compare(old: Accuracy | None, new: Accuracy | None) -> Change | None:
 
 
 def _disjoint(old: Accuracy, new: Accuracy) -> bool:
-    if None in (old.low, old.high, new.low, new.high):
+    if old.low is None or old.high is None or new.low is None or new.high is None:
         return False
-    return bool(old.high < new.low or new.high < old.low)  # type: ignore[operator]
+    return old.high < new.low or new.high < old.low
 
 
 def paired_p(old: Accuracy | None, new: Accuracy | None) -> float | None:
@@ -203,7 +203,7 @@ def _share(name: str, kind: Kind, entry: dict[str, Any]) -> Share:
 
 def _points(found: Sequence[Subject]) -> list[tuple[Subject, maps.Point]]:
     """Return the subjects that have both a size and a perplexity, numbered from 1."""
-    points = []
+    points: list[tuple[Subject, maps.Point]] = []
     for subject in found:
         value = perplexity_of(subject)
         if value is None or not subject.bytes:

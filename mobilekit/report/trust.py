@@ -142,7 +142,7 @@ def _limits(evidence: Evidence, found: Sequence[Subject]) -> list[str]:
     """Return what the figures do not show, as far as it applies to this run."""
     limits = []
     classes = {str(r.device.get("class", "")) for s in found for r in s.results}
-    if any(name.startswith("host") for name in classes) or not classes:
+    if any(name.startswith("host") for name in classes):
         limits.append(
             "Host figures are not phone figures. Speed and memory were taken on the machine named "
             "above; a phone has other cores, caches, memory bandwidth and thermal limits."
@@ -170,5 +170,6 @@ def _limits(evidence: Evidence, found: Sequence[Subject]) -> list[str]:
     statuses = {r.energy.status for s in found for r in s.results if r.energy is not None}
     if "unavailable" in statuses:
         limits.append("Energy was not measurable on this machine, so no figure is given for it.")
-    limits.append("Every figure was measured in this run, unless it says modelled; none is quoted.")
-    return limits
+    if classes:
+        limits.append("Every figure was measured here, unless it says modelled; none is quoted.")
+    return limits or ["Nothing was measured yet, so there is nothing to conclude."]

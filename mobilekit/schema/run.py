@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import Field
 
@@ -11,7 +11,7 @@ from mobilekit.core.errors import InvalidInputError
 from mobilekit.core.files import read_json
 from mobilekit.core.strict import StrictModel
 
-RUN_SCHEMA = "mobilekit.run/1"
+RUN_SCHEMA: Final = "mobilekit.run/1"
 RUN_FILE = "run.json"
 
 StepName = Literal["compress", "recover", "export", "verify", "profile", "evaluate", "report"]

@@ -49,10 +49,10 @@ def test_known_distributions() -> None:
     uniform = torch.rand(3, 200_000, generator=generator, dtype=torch.float64)
     normal = torch.randn(200_000, generator=generator)
     laplace = uniform[0].sub(0.5).sign() * uniform[1].log()
-    found = [
-        aimer_scores([w[None]]).item() for w in (normal, laplace, uniform[2].mul(2).sub(1))
-    ]
-    assert found == pytest.approx([math.sqrt(2 / math.pi), 1 / math.sqrt(2), math.sqrt(3) / 2], abs=3e-3)
+    found = [aimer_scores([w[None]]).item() for w in (normal, laplace, uniform[2].mul(2).sub(1))]
+    assert found == pytest.approx(
+        [math.sqrt(2 / math.pi), 1 / math.sqrt(2), math.sqrt(3) / 2], abs=3e-3
+    )
 
 
 def reference(matrices: list[np.ndarray]) -> float:
@@ -183,9 +183,7 @@ def test_kept_set_minimises_the_sum_of_scores() -> None:
     st.floats(0, 0.999),
     st.lists(st.tuples(st.integers(1, 40), st.integers(1, 8)), min_size=1, max_size=6),
 )
-def test_uniform_count_against_brute_force(
-    sparsity: float, layers: list[tuple[int, int]]
-) -> None:
+def test_uniform_count_against_brute_force(sparsity: float, layers: list[tuple[int, int]]) -> None:
     experts = [max(count, k) for count, k in layers]
     top_k = [k for _, k in layers]
     target = round(sparsity * sum(experts))
@@ -205,7 +203,14 @@ def test_uniform_count_against_brute_force(
 
 @pytest.mark.parametrize(
     ("sparsity", "removed", "exact"),
-    [(0.0, 0, True), (0.25, 4, True), (0.5, 8, True), (0.26, 4, False), (0.281, 4, False), (0.03, 0, False)],
+    [
+        (0.0, 0, True),
+        (0.25, 4, True),
+        (0.5, 8, True),
+        (0.26, 4, False),
+        (0.281, 4, False),
+        (0.03, 0, False),
+    ],
 )
 def test_uniform_count_by_hand(sparsity: float, removed: int, exact: bool) -> None:
     choice = uniform_count(sparsity, [16] * 4, [2] * 4)

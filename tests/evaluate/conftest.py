@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +13,6 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from mobilekit.data.tokenizer import TextTokenizer
 from mobilekit.runtime.base import Logits, Tokens
 from mobilekit.runtime.torch import TorchRuntime
-
-VECTORS = Path(__file__).parent.parent / "vectors" / "mobile_mmlu"
 
 
 def byte_tokenizer(merges: list[tuple[str, str]], *, eos: bool = True) -> TextTokenizer:
@@ -110,3 +107,18 @@ class Planted:
             (token,) = self.tokenizer.encode(text)
             logits[token] = value
         return logits
+
+
+@pytest.fixture(scope="session")
+def last_only() -> type[LastOnly]:
+    return LastOnly
+
+
+@pytest.fixture(scope="session")
+def planted() -> type[Planted]:
+    return Planted
+
+
+@pytest.fixture(scope="session")
+def make_tokenizer() -> Callable[..., TextTokenizer]:
+    return byte_tokenizer

@@ -49,7 +49,11 @@ def test_the_table_has_80_fields_9_categories_and_16186_questions() -> None:
     ("label", "name", "category"),
     [
         ("communication_and_public_speaking", "communication_skills", "Business & Career"),
-        ("photography_basics_and_smartphone_photography", "photography_basics", "Lifestyle & Personal"),
+        (
+            "photography_basics_and_smartphone_photography",
+            "photography_basics",
+            "Lifestyle & Personal",
+        ),
         ("environmental_and_sustainable_living", "sustainable_living", "Environment"),
         ("First Aid", "first_aid", "Health & Safety"),
         ("marketing_and_sales_strarigies", "marketing__and_sales_strarigies", "Business & Career"),
@@ -108,7 +112,9 @@ BAD_ROWS = {
     "row 2 (id 0000000b): the question is empty": [["0000000b", "", "1", "2", "3", "4"]],
     "options A and D are equal": [["0000000b", SECRET, f"{SECRET} ", "2", "3", SECRET]],
     "row 3: 5 cells, expected 6": [GOOD, ["0000000b", SECRET, "1", "2", "3"]],
-    "row 2: question_id is empty or no identifier": [[f"{SECRET} is here", "?", "1", "2", "3", "4"]],
+    "row 2: question_id is empty or no identifier": [
+        [f"{SECRET} is here", "?", "1", "2", "3", "4"]
+    ],
     "has no question in it": [],
 }
 

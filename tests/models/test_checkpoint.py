@@ -34,7 +34,7 @@ from mobilekit.models import (
     save,
     tensor_table,
 )
-from mobilekit.models.inspect import read_header, stored_dtype
+from mobilekit.models.weights import read_header, stored_dtype
 
 IDS = torch.arange(3, 19)[None]
 
@@ -478,7 +478,9 @@ def test_plan_file_that_does_not_fit_the_model(damaged: Path) -> None:
 def test_table_agrees_with_the_safetensors_library(moe_checkpoint: Path) -> None:
     table = tensor_table(moe_checkpoint)
     expected = load_file(moe_checkpoint / "model.safetensors")
-    assert {k: v.shape for k, v in table.items()} == {k: tuple(v.shape) for k, v in expected.items()}
+    assert {k: v.shape for k, v in table.items()} == {
+        k: tuple(v.shape) for k, v in expected.items()
+    }
     assert sum(v.nbytes for v in table.values()) == sum(v.nbytes for v in expected.values())
     assert stored_dtype(table) == "float32"
 

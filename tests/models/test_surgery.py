@@ -157,7 +157,9 @@ def subset(count: int) -> st.SearchStrategy[tuple[int, ...]]:
     return sets.map(lambda chosen: tuple(sorted(chosen)))
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.tuples(subset(8), subset(8)))
 def test_any_legal_keep_set_goes_through_json_surgery_and_disk(
     tiny_qwen3_moe: nn.Module,
@@ -176,7 +178,9 @@ def test_any_legal_keep_set_goes_through_json_surgery_and_disk(
     assert torch.equal(logits(loaded), logits(result))
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.data())
 def test_any_sequence_of_plans_reloads(
     tiny_qwen3_moe: nn.Module, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -41,7 +41,7 @@ def test_a_checkpoint_gives_one_result_a_workload(
     for result in results:
         assert result.kind == "profile"
         assert result.device["class"] == f"host-{platform.machine()}"
-        assert (result.artifact.id, result.artifact.sha256) == ("before", facts.hash)
+        assert (result.artifact.id, result.artifact.sha256) == ("before", facts.hash[7:])
         assert result.artifact.bytes == facts.bytes > 0
         assert (result.runtime["name"], result.runtime["threads"]) == ("torch", 1)
         assert result.runtime["precision"] == "float32"

@@ -28,7 +28,7 @@ def test_zones_and_clocks_of_a_fixture_tree(tmp_path: Path) -> None:
         "cpu_mhz": [1200.0, 3400.0, 800.0],
         "governors": ["powersave"],
     }
-    assert hottest(state) == 61.5
+    assert hottest(tmp_path) == 61.5
 
 
 def test_nothing_readable_is_null_with_reasons(tmp_path: Path) -> None:
@@ -37,7 +37,7 @@ def test_nothing_readable_is_null_with_reasons(tmp_path: Path) -> None:
     assert state["cpu_mhz"] is None
     assert state["zones_reason"] == "no readable thermal zone"
     assert state["cpu_reason"] == "no cpufreq interface"
-    assert hottest(state) is None
+    assert hottest(tmp_path) is None
 
 
 def test_a_zone_that_does_not_answer_with_a_number_is_left_out(tmp_path: Path) -> None:

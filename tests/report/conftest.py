@@ -249,6 +249,7 @@ def _profile(name: str, size: int, ms: float, peak: int) -> dict[str, Any]:
     return {
         **_base(name, size, "profile", {**workload, "warmup": 3}),
         "samples": samples,
+        "metrics": {},
         "memory": {"counter": "VmHWM", "peak_bytes": peak, "baseline_bytes": int(peak * 0.62)},
         "energy": {"status": "unavailable", "reason": "no powercap interface"},
     }

@@ -48,6 +48,7 @@ class CoreMLBackend:
             {name: convert(program, scheme) for name, program in programs.items()},
             programs["decode"].layers,
             out,
+            quantized=scheme.quantized,
         )
         return Lowered(
             files=package_files(package),
@@ -98,7 +99,7 @@ def _settings(scheme: Scheme, programs: dict[str, Program]) -> dict[str, object]
         "compute_precision": scheme.compute,
         "state_dtype": "float16",  # the only one that Core ML has, whatever it computes in
         "prefill_length": int(programs["prefill"].inputs[0].shape[1]),
-        "specification_version": 9,
+        "specification_version": 9,  # iOS 18
     }
     if scheme.quantized:
         settings["quantizer"] = "coremltools linear_symmetric int8, one scale an output row"

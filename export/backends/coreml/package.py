@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,38 +11,97 @@ from typing import Any
 from mobilekit.core.files import atomic_write, atomic_write_json, read_json
 from mobilekit.runtime.mil import load_spec
 from mobilekit.runtime.mil.package import root_model
-from mobilekit.runtime.mil.tools import coremltools, quiet
+from mobilekit.runtime.mil.tools import quiet
+
+from .convert import quantize_, validated_once
 
 PACKAGE = "model.mlpackage"
 LAYERS_KEY = "mobilekit.layers"  # user-defined metadata: JSON list of layer paths
 DEFAULT_FUNCTION = "decode"
+SPECIFICATION_VERSION = 9  # iOS 18
 
 
-def write_package(models: Mapping[str, Any], layers: tuple[str, ...], out: Path) -> Path:
+def write_package(
+    models: Mapping[str, Any], layers: tuple[str, ...], out: Path, *, quantized: bool
+) -> Path:
     """Join single-function models into ``out/model.mlpackage``; equal weights are stored once.
 
     Args:
         models: ``MLModel`` by the name its function gets.
         layers: Paths of the layers, kept in the package for diagnosis.
         out: Directory to write into.
+        quantized: Whether weights are stored as int8.
 
     Returns:
         Path of the package.
     """
     target = out / PACKAGE
-    with quiet(), tempfile.TemporaryDirectory(prefix="mobilekit-coreml-") as holder:
-        utils = coremltools().utils
-        descriptor = utils.MultiFunctionDescriptor()
-        for name, model in models.items():
-            single = str(Path(holder) / f"{name}.mlpackage")
-            model.save(single)
-            descriptor.add_function(
-                single, src_function_name="main", target_function_name=name
-            )
-        descriptor.default_function_name = DEFAULT_FUNCTION
-        utils.save_multifunction(descriptor, str(target))
+    with quiet():
+        program = _joined(models)
+        if quantized:
+            quantize_(program)
+        _share_weights(program)
+        program.validate()
+        with validated_once():
+            _save(program, _description(models), target)
     _normalise(target, layers)
     return target
+
+
+def _joined(models: Mapping[str, Any]) -> Any:
+    """Return one program that has every model's only function."""
+    from coremltools.converters.mil import mil
+
+    program = mil.Program()
+    for name, model in models.items():
+        program.add_function(name, model._mil_program.functions["main"])
+    program.default_function_name = DEFAULT_FUNCTION
+    return program
+
+
+def _share_weights(program: Any) -> None:
+    """Make constants of equal value one entry of the weight file, across functions."""
+    from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
+
+    PASS_REGISTRY["common::const_deduplication"]._deduplicate_const_across_functions(program)
+
+
+def _description(models: Mapping[str, Any]) -> Any:
+    from coremltools.proto import Model_pb2
+
+    functions = []
+    for name, model in models.items():
+        one = model.get_spec().description
+        functions.append(
+            Model_pb2.FunctionDescription(
+                name=name, input=one.input, output=one.output, state=one.state
+            )
+        )
+    return Model_pb2.ModelDescription(functions=functions, defaultFunctionName=DEFAULT_FUNCTION)
+
+
+def _save(program: Any, description: Any, target: Path) -> None:
+    """Write what ``coremltools.utils.save_multifunction`` writes.
+
+    That function takes saved packages only: quantizing first would send each through the whole
+    conversion again, and joining would read both back, which doubles the time.
+    """
+    import coremltools as ct
+    from coremltools.converters.mil.converter import mil_convert
+
+    program.skip_all_passes = True  # each function has had them
+    program.export_as_multifunction = True
+    model = mil_convert(
+        program,
+        convert_to="mlprogram",
+        convert_from="milinternal",
+        specification_version=SPECIFICATION_VERSION,
+        compute_units=ct.ComputeUnit.ALL,
+        model_description=description,
+        skip_model_load=True,
+    )
+    # not model.save(), which adds ExecuTorch debug handles that only a quantized program lacks
+    ct.utils.save_spec(model.get_spec(), str(target), weights_dir=model.weights_dir)
 
 
 def package_files(package: Path) -> tuple[str, ...]:

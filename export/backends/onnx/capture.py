@@ -69,10 +69,10 @@ def _group_query_attention(
     *,
     run: _Run,
     scaling: float,
-    **_: Any,
+    **_unused: Any,
 ) -> tuple[Tensor, None]:
     """Emit ``GroupQueryAttention``; query (1, H, S, Dh), key and value (1, Hkv, S, Dh)."""
-    _, heads, length, head_dim = query.shape
+    heads, length, head_dim = query.shape[1:]
     kv_heads = key.shape[1]
     past_key, past_value = run.past[2 * module.layer_idx : 2 * module.layer_idx + 2]
     packed = [t.transpose(1, 2).reshape(1, length, -1) for t in (query, key, value)]
@@ -98,8 +98,9 @@ class GroupQueryDecoder(nn.Module):
 
     def __init__(self, program: Program) -> None:
         super().__init__()
-        self.model: Any = program.module.model
-        self.model.config._attn_implementation = _ATTENTION
+        self.model: Any = program.module.get_submodule("model")
+        config: Any = self.model.config
+        config._attn_implementation = _ATTENTION
         self._taps: list[Tensor] = []
         for path in program.layers:
             program.module.get_submodule(path).register_forward_hook(self._tap)
@@ -170,7 +171,7 @@ def capture(model: nn.Module, family: Family, context_length: int) -> Captured:
 
 
 def _linear_nodes(model: ir.Model, paths: list[str]) -> tuple[str, ...]:
-    """Return the node names of the linears at ``paths``, by the scopes that the exporter records."""
+    """Return the nodes' names of the linears at ``paths``, by the scopes the exporter records."""
     found = {
         path: node.name
         for node in model.graph

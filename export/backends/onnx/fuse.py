@@ -31,9 +31,10 @@ class _Rotation(pattern.RewriteRuleClassBase):
         turned = op.Concat(op.Neg(second), first, axis=-1)
         return op.Transpose(heads_first * cos + turned * sin, perm=[0, 2, 1, 3])
 
-    def check(self, context: Any, x: Any, start1: Any, start2: Any, **_: Any) -> Any:
+    def check(self, op: Any, *_: Any, **bound: Any) -> Any:
         """Accept where the two slices are the two halves of a known head dimension."""
         result = pattern.MatchResult()
+        x, start1, start2 = bound["x"], bound["start1"], bound["start2"]
         head_dim = _static(x, 3)
         starts = [_scalar(start1), _scalar(start2)]
         if head_dim is None or _static(x, 2) is None or starts != [0, head_dim // 2]:
@@ -61,7 +62,8 @@ def fuse(model: ir.Model) -> dict[str, int]:
     """Rewrite ``model`` in place; return how often each fused operator stands in it."""
     passes.ShapeInferencePass()(model)
     fuse_rms_normalization(model)
-    pattern.RewriteRuleSet([_Rotation.rule()]).apply_to_model(model)
+    rotation = _Rotation.rule()  # type: ignore[no-untyped-call]
+    pattern.RewriteRuleSet([rotation]).apply_to_model(model)
     fuse_skip_rms_normalization(model)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     passes.CommonSubexpressionEliminationPass()(model)

@@ -62,7 +62,9 @@ def dequantize(codes: Bytes, scales: Floats, depth: int) -> Floats:
     return np.ascontiguousarray(values.reshape(len(codes), -1)[:, :depth])
 
 
-def quantize_model(model: onnx.ModelProto, *, exclude: Sequence[str]) -> tuple[onnx.ModelProto, int]:
+def quantize_model(
+    model: onnx.ModelProto, *, exclude: Sequence[str]
+) -> tuple[onnx.ModelProto, int]:
     """Quantize every constant-weight ``MatMul`` and the embedding of ``model``, in place.
 
     Args:
@@ -140,13 +142,14 @@ def _quantize_embedding(graph: onnx.GraphProto, output: str, block: int) -> None
     table = next(i for i in graph.initializer if i.name == node.input[0])
     codes, scales = f"{_transposed(table.name)}_Q{BITS}", f"{_transposed(table.name)}_scales"
     if codes not in {i.name for i in graph.initializer}:  # not tied
-        values = quantize_weight(numpy_helper.to_array(table), block)
-        graph.initializer.extend(map(numpy_helper.from_array, values, (codes, scales)))
+        packed, steps = quantize_weight(numpy_helper.to_array(table), block)
+        graph.initializer.append(numpy_helper.from_array(packed, codes))
+        graph.initializer.append(numpy_helper.from_array(steps, scales))
     lookup = _Lookup(graph, node, depth=table.dims[1], block=block)
     graph.initializer.remove(table)
     del graph.node[index]
-    for offset, made in enumerate(lookup.nodes(codes, scales)):
-        graph.node.insert(index + offset, made)
+    for offset, new in enumerate(lookup.nodes(codes, scales)):
+        graph.node.insert(index + offset, new)
 
 
 class _Lookup:

@@ -41,11 +41,12 @@ def round_activations(hidden: Tensor, block: int) -> Tensor:
     """Round to the 255 levels of a symmetric int8, one scale a row and block of the last axis."""
     depth = hidden.shape[-1]
     padded = F.pad(hidden, (0, -depth % block))
-    blocks = padded.unflatten(-1, (-1, block))
+    blocks = padded.reshape(*padded.shape[:-1], -1, block)
     largest = blocks.abs().amax(dim=-1, keepdim=True)
     inverse = torch.where(largest > 0, 127.0 / largest, torch.zeros_like(largest))
     levels = torch.round(blocks * inverse)  # ties to even, as the kernels do
-    return (levels * (largest / 127.0)).flatten(-2)[..., :depth]
+    rounded: Tensor = levels * (largest / 127.0)
+    return rounded.flatten(-2)[..., :depth]
 
 
 def quantize_dequantize(weight: Tensor, block: int) -> Tensor:
@@ -77,4 +78,5 @@ def quantize_program(program: Program) -> None:
         body.set_submodule(name, BlockQuantizedLinear(linear, block))
     for name, table in [(n, m) for n, m in body.named_modules() if isinstance(m, nn.Embedding)]:
         rows = quantize_dequantize(table.weight, block)
-        body.set_submodule(name, nn.Embedding.from_pretrained(rows))
+        stored = nn.Embedding(rows.shape[0], rows.shape[1], _weight=rows, _freeze=True)
+        body.set_submodule(name, stored)

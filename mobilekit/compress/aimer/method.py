@@ -5,23 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from mobilekit.compress.base import draft
 from mobilekit.core.errors import InvalidInputError, UnsupportedModelError, UsageError
 from mobilekit.core.seeds import generator
-from mobilekit.models import surgery
 from mobilekit.models.families import UnitGroup, family_of
 from mobilekit.models.lineage import provenance
 from mobilekit.schema.plan import KeepEdit, Plan
 
 from .config import AimerConfig, Variant
-from .score import aimer_scores, choose_pruned, magnitude_scores, rounded, uniform_count
 
-_WHOLE_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_WHOLE_FLOATS = {"float64", "float32", "float16", "bfloat16"}
 
 
 class Aimer:
@@ -48,6 +46,8 @@ class Aimer:
             InvalidInputError: If an expert's weights are not finite.
             UnsupportedModelError: If the weights are quantized or not there.
         """
+        from .score import choose_pruned
+
         groups = family_of(model).units(model, "expert")
         removed, warnings = _count(groups, config)
         warnings = [*_repeated(model), *warnings]
@@ -71,6 +71,8 @@ class Aimer:
 
     def restructure(self, model: nn.Module, plan: Plan) -> None:
         """Cut experts and router rows, in place."""
+        from mobilekit.models import surgery
+
         surgery.restructure_(model, plan.edits)
 
     def apply(self, model: nn.Module, plan: Plan) -> nn.Module:
@@ -85,6 +87,8 @@ class Aimer:
 
 def _count(groups: Sequence[UnitGroup], config: AimerConfig) -> tuple[int, list[str]]:
     """Return how many experts every layer loses, and what to say about it."""
+    from .score import uniform_count
+
     experts = [group.count for group in groups]
     if len(set(experts)) > 1:
         raise UsageError(
@@ -128,32 +132,40 @@ def _repeated(model: nn.Module) -> list[str]:
 
 def _layer_scores(model: nn.Module, group: UnitGroup, config: AimerConfig) -> list[float]:
     """Return one score an expert; +inf marks an expert that is all zeros."""
+    import torch
+
+    from .score import aimer_scores, magnitude_scores, rounded
+
     if config.variant == "random":
         stream = generator(config.seed, f"aimer.random.layer{group.layer}")
         return rounded(torch.rand(group.count, generator=stream))
     tensors = group.scored_tensors(model)
-    for tensor in tensors:
-        if tensor.is_meta or tensor.dtype not in _WHOLE_FLOATS:
-            found = "not loaded" if tensor.is_meta else str(tensor.dtype).removeprefix("torch.")
-            raise UnsupportedModelError(
-                f"expert weights of layer {group.layer} are {found}, expected 16- to 64-bit floats",
-                hint="Load the float checkpoint; compress before you quantize.",
-            )
-    by_variant = {"aimer": aimer_scores, "magnitude": magnitude_scores}
-    values = by_variant[config.variant](tensors)
-    suspicious = not bool(values.isfinite().all())  # a dead expert, or weights that are not finite
-    broken = _not_finite(tensors) if suspicious else []
-    if broken:
-        raise InvalidInputError(
-            f"expert {broken[0]} of layer {group.layer} has weights that are NaN or infinite",
-            hint="The checkpoint is damaged, or its training diverged: use another one.",
-        )
+    _check_loaded(tensors, group.layer)
+    values = (aimer_scores if config.variant == "aimer" else magnitude_scores)(tensors)
+    if not bool(values.isfinite().all()):  # a dead expert, or weights that are not finite
+        _check_finite(tensors, group.layer)
     return rounded(values)
 
 
-def _not_finite(tensors: Sequence[torch.Tensor]) -> list[int]:
-    finite = torch.stack([t.isfinite().flatten(1).all(dim=1) for t in tensors]).all(dim=0)  # (E,)
-    return [i for i, whole in enumerate(finite.tolist()) if not whole]
+def _check_loaded(tensors: Sequence[Tensor], layer: int) -> None:
+    for tensor in tensors:
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        if tensor.is_meta or dtype not in _WHOLE_FLOATS:
+            found = "not loaded" if tensor.is_meta else dtype
+            raise UnsupportedModelError(
+                f"expert weights of layer {layer} are {found}, expected 16- to 64-bit floats",
+                hint="Load the float checkpoint; compress before you quantize.",
+            )
+
+
+def _check_finite(tensors: Sequence[Tensor], layer: int) -> None:
+    whole = [tensor.isfinite().flatten(1).all(dim=1).tolist() for tensor in tensors]
+    for expert, finite in enumerate(zip(*whole, strict=True)):
+        if not all(finite):
+            raise InvalidInputError(
+                f"expert {expert} of layer {layer} has weights that are NaN or infinite",
+                hint="The checkpoint is damaged, or its training diverged: use another one.",
+            )
 
 
 def _removable(scores: Sequence[float], variant: Variant) -> list[float]:

@@ -218,7 +218,7 @@ def _run(
         window=config.window,
         progress=control.progress,
     )
-    settings = {**config.model_dump(mode="json", exclude={"suite", "data"}), "window": record["window"]}
+    settings = {"max_tokens": config.max_tokens, "window": record["window"]}
     return Outcome(
         workload=Workload(id="perplexity", prompt_tokens=record["tokens"], settings=settings),
         metrics={"suite": "perplexity", "dataset": dataset, **record},

@@ -19,7 +19,7 @@ def read_thermal(sysfs: Path = _SYSFS) -> dict[str, Any]:
         ``zones`` (name → °C), ``cpu_mhz`` (one a core that reports it) and ``governors``; each is
         null, with the reason in ``zones_reason`` or ``cpu_reason``, where nothing can be read.
     """
-    zones = _zones(sysfs / "class/thermal")
+    zones = read_zones(sysfs)
     clocks = _clocks(sysfs / "devices/system/cpu")
     state: dict[str, Any] = {
         "zones": zones or None,
@@ -33,15 +33,15 @@ def read_thermal(sysfs: Path = _SYSFS) -> dict[str, Any]:
     return state
 
 
-def hottest(state: dict[str, Any]) -> float | None:
-    """Return the highest temperature of a state in °C, or ``None``."""
-    zones = state.get("zones") or {}
-    return max(zones.values(), default=None)
+def hottest(sysfs: Path = _SYSFS) -> float | None:
+    """Return the highest temperature now in °C, or ``None`` where no zone can be read."""
+    return max(read_zones(sysfs).values(), default=None)
 
 
-def _zones(root: Path) -> dict[str, float]:
+def read_zones(sysfs: Path = _SYSFS) -> dict[str, float]:
+    """Return the temperature of every readable zone in °C, by its type."""
     found: dict[str, float] = {}
-    for zone in sorted(root.glob("thermal_zone*"), key=_number):
+    for zone in sorted((sysfs / "class/thermal").glob("thermal_zone*"), key=_number):
         millidegrees = _integer(zone / "temp")
         if millidegrees is None:
             continue

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from mobilekit.core.errors import InvalidInputError
 from mobilekit.data.tokenizer import TextTokenizer
@@ -15,6 +16,8 @@ from mobilekit.runtime.base import Logits, TokenLogits
 from .questions import LETTERS
 
 __all__ = ["LetterTokens", "letter_logprobs", "letter_tokens"]
+
+Floats = npt.NDArray[np.float64]
 
 _CONTEXT = "Answer:"
 
@@ -87,13 +90,13 @@ class _Reader:
 
     def __init__(self, runtime: TokenLogits, logits: Logits, position: int) -> None:
         self.runtime, self.position = runtime, position
-        self.known = {(): _log_probabilities(logits)}
+        self.known: dict[tuple[int, ...], Floats] = {(): _log_probabilities(logits)}
         self.held: tuple[int, ...] = ()  # what the cache holds after the prompt
 
     def logprob(self, ids: tuple[int, ...]) -> float:
         return float(sum(self._after(ids[:i])[token] for i, token in enumerate(ids)))
 
-    def _after(self, prefix: tuple[int, ...]) -> Any:
+    def _after(self, prefix: tuple[int, ...]) -> Floats:
         if prefix not in self.known:
             shared = 0
             while shared < len(prefix) - 1 and self.held[: shared + 1] == prefix[: shared + 1]:
@@ -106,7 +109,7 @@ class _Reader:
         return self.known[prefix]
 
 
-def _log_probabilities(logits: Logits) -> Any:
+def _log_probabilities(logits: Logits) -> Floats:
     if not np.isfinite(logits).all():
-        return np.full(logits.shape, np.nan)
+        return np.full(logits.shape, np.nan, dtype=np.float64)
     return log_softmax(logits)

@@ -92,9 +92,7 @@ class LoglikScorer:
         return Answer(question.id, "", None, tokens, ns, dropped, reason=reason)
 
 
-def fit(
-    prompt: Prompt, tokenizer: TextTokenizer, room: int
-) -> tuple[list[int] | None, int]:
+def fit(prompt: Prompt, tokenizer: TextTokenizer, room: int) -> tuple[list[int] | None, int]:
     """Return the prompt's ids, cut from the left to ``room`` tokens, and how many were cut.
 
     The instruction and the question's beginning go first; where even the options do not fit, the

@@ -35,5 +35,6 @@ def loglik_prompt(question: Question) -> Prompt:
         "The following are multiple choice questions (with answers) about "
         f"{question.field.words}.\n\n{question.text.strip()}\n"
     )
-    options = [f"{letter}. {text}\n" for letter, text in zip(LETTERS, question.options, strict=True)]
-    return Prompt(head, "".join(options) + "Answer:")
+    pairs = zip(LETTERS, question.options, strict=True)
+    options = "".join(f"{letter}. {text}\n" for letter, text in pairs)
+    return Prompt(head, f"{options}Answer:")

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 from mobilekit.core.errors import InvalidInputError
 
@@ -88,7 +88,7 @@ def read_key(path: Path) -> dict[str, Letter]:
                 f"{path.name} row {number}: id {question_id} has an answer already",
                 hint="Keep one row for each question_id.",
             )
-        key[question_id] = cast(Letter, answer)
+        key[question_id] = answer
     return key
 
 
@@ -97,8 +97,9 @@ def _question(path: Path, number: int, row: dict[str, str], by_file: Field | Non
     where = f"{path.name} row {number} (id {question_id})"
     for column in ("Question", *LETTERS):
         if not row[column].strip():
+            what = "the question" if column == "Question" else f"option {column}"
             raise InvalidInputError(
-                f"{where}: {'the question' if column == 'Question' else f'option {column}'} is empty",
+                f"{where}: {what} is empty",
                 hint="Fill it in or remove the row.",
             )
     stripped = [row[letter].strip() for letter in LETTERS]
@@ -110,7 +111,8 @@ def _question(path: Path, number: int, row: dict[str, str], by_file: Field | Non
                 hint="Four different options are needed for one of them to be right.",
             )
     options = (row["A"], row["B"], row["C"], row["D"])
-    return Question(question_id, row["Question"], options, by_file or find_field(row[_FIELD_COLUMN]))
+    field = by_file or find_field(row[_FIELD_COLUMN])
+    return Question(question_id, row["Question"], options, field)
 
 
 def _id(path: Path, number: int, value: str) -> str:
@@ -173,7 +175,8 @@ def _read_text(path: Path) -> str:
         raise InvalidInputError(f"file {path} does not exist", hint="Check the path.")
     if path.stat().st_size > _MAX_BYTES:
         raise InvalidInputError(
-            f"{path} is larger than {_MAX_BYTES >> 20} MB", hint="Check that this is the right file."
+            f"{path} is larger than {_MAX_BYTES >> 20} MB",
+            hint="Check that this is the file you meant.",
         )
     raw = path.read_bytes()
     try:

@@ -1,0 +1,326 @@
+"""Which form of a mixture-of-experts layer to export: measured, not assumed.
+
+Two forms of the same weights and the same result:
+
+* ``linears``: ``StaticMoE``, every expert computed for every token in two linears, the routing
+  weights multiplied in between (E / k times the arithmetic);
+* ``batched_mm``: transformers' own exportable form, which gathers the weights of the chosen
+  experts for each token and multiplies those (memory traffic for each token of a prompt).
+
+Both go through the same exporter and the same quantizer; the table says how fast each is and which
+share of its weight bytes the quantizer reached. Runs of all candidates are interleaved, so that a
+drift of the machine hits them alike; every sample is kept with ``--json``.
+
+    python benchmarks/moe_form.py
+    python benchmarks/moe_form.py --executorch --json moe_form.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, nn
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+from mobilekit.core import console
+from mobilekit.core.files import atomic_write_json
+from mobilekit.export.backends.onnx import quantize, write
+from mobilekit.models.families import Phase, StateForm, family_of
+
+PREFILL, DECODE = 128, 1  # tokens in one call
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Shape of the layers: hidden size D, expert width F, experts E, experts a token k."""
+
+    name: str
+    hidden_size: int
+    intermediate_size: int
+    num_experts: int
+    top_k: int
+    num_layers: int
+
+
+SHAPES = (
+    Shape("embedded", 128, 96, 16, 2, 4),
+    Shape("larger", 512, 256, 32, 4, 2),
+)
+
+
+class Stack(nn.Module):
+    """Sparse blocks one after another with residual sums, and nothing else of a model."""
+
+    def __init__(self, blocks: list[nn.Module]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return hidden states of the shape of the input, (1, S, D)."""
+        for block in self.blocks:
+            hidden = hidden + block(hidden)
+        return hidden
+
+
+@dataclass
+class Candidate:
+    """One form at one precision in one runtime, and its samples in nanoseconds."""
+
+    shape: str
+    runtime: str
+    form: str
+    precision: str
+    share: float
+    file_bytes: int
+    max_error: float
+    call: Callable[[Any], Any] = field(repr=False)
+    samples: dict[int, list[int]] = field(default_factory=lambda: {PREFILL: [], DECODE: []})
+
+    def tokens_per_s(self, length: int) -> float:
+        """Return tokens a second of the median call of ``length`` tokens."""
+        return length * 1e9 / statistics.median(self.samples[length])
+
+    def record(self) -> dict[str, Any]:
+        """Return everything but the callable, as JSON values."""
+        fields = {k: v for k, v in asdict(self).items() if k not in ("call", "samples")}
+        return {**fields, "samples_ns": {str(k): v for k, v in self.samples.items()}}
+
+
+def stacks(shape: Shape) -> dict[str, Stack]:
+    """Return the two forms of the same random layers."""
+    torch.manual_seed(0)
+    config = Qwen3MoeConfig(
+        vocab_size=32,
+        hidden_size=shape.hidden_size,
+        moe_intermediate_size=shape.intermediate_size,
+        num_experts=shape.num_experts,
+        num_experts_per_tok=shape.top_k,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        norm_topk_prob=True,
+    )
+    model: Any = Qwen3MoeForCausalLM(config).eval().requires_grad_(False)
+    phase = Phase("forward", StateForm.EXPLICIT, PREFILL)
+    body: Any = family_of(model).export_program(model, phase).module
+    linears = Stack([layer.mlp for layer in body.model.model.layers])
+    model.set_experts_implementation("batched_mm")
+    return {"linears": linears, "batched_mm": Stack([layer.mlp for layer in model.model.layers])}
+
+
+def onnx_candidates(shape: Shape, threads: int, folder: Path) -> list[Candidate]:
+    """Export both forms to ONNX, in fp32 and int8."""
+    made = []
+    for form, stack in stacks(shape).items():
+        graph = _export_onnx(stack)
+        for precision in ("fp32", "int8"):
+            model = onnx.ModelProto.FromString(graph)
+            if precision == "int8":
+                model, _ = quantize.quantize_model(model, exclude=_routers(model, shape))
+            path = folder / f"{shape.name}-{form}-{precision}.onnx"
+            onnx.save_model(model, path)
+            call = _session(path, threads)
+            made.append(
+                Candidate(
+                    shape=shape.name,
+                    runtime="onnxruntime",
+                    form=form,
+                    precision=precision,
+                    share=write.weight_record(path, precision).share_at_precision,
+                    file_bytes=path.stat().st_size,
+                    max_error=_error(stack, call, shape),
+                    call=call,
+                )
+            )
+    return made
+
+
+def _export_onnx(stack: Stack) -> bytes:
+    hidden = torch.zeros(1, 3, _width(stack))
+    seq = torch.export.Dim("seq", min=1, max=512)
+    with torch.no_grad():
+        exported: Any = torch.onnx.export(
+            stack,
+            (hidden,),
+            dynamo=True,
+            opset_version=21,
+            dynamic_shapes=({1: seq},),
+            input_names=["hidden"],
+            output_names=["output"],
+            verbose=False,
+        )
+    model: bytes = exported.model_proto.SerializeToString()
+    return model
+
+
+def _width(stack: Stack) -> int:
+    weight = next(w for n, w in stack.named_parameters() if "router" in n or "gate.weight" in n)
+    return int(weight.shape[1])
+
+
+def _routers(model: onnx.ModelProto, shape: Shape) -> list[str]:
+    """Return the products whose result has one entry an expert."""
+    wanted = [shape.hidden_size, shape.num_experts]
+    dims = {i.name: list(i.dims) for i in model.graph.initializer}
+    products = [n for n in model.graph.node if n.op_type == "MatMul"]
+    return [n.name for n in products if dims.get(n.input[1]) == wanted]
+
+
+def _session(path: Path, threads: int) -> Callable[[Any], Any]:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        str(path), options, providers=["CPUExecutionProvider"]
+    )
+    return lambda hidden: session.run(None, {"hidden": hidden})[0]
+
+
+def executorch_candidates(shape: Shape, threads: int, folder: Path) -> list[Candidate]:
+    """Lower both forms to ExecuTorch with XNNPACK, in fp32."""
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+    from executorch.extension.pybindings import portable_lib
+    from executorch.runtime import Runtime
+
+    portable_lib._unsafe_reset_threadpool(threads)
+    made = []
+    for form, stack in stacks(shape).items():
+        seq = torch.export.Dim("seq", min=1, max=PREFILL)
+        hidden = torch.zeros(1, 3, shape.hidden_size)
+        with torch.no_grad():
+            program = torch.export.export(
+                stack, (hidden,), dynamic_shapes=({1: seq},), strict=False
+            )
+            lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+        path = folder / f"{shape.name}-{form}.pte"
+        path.write_bytes(lowered.to_executorch().buffer)
+        method = Runtime.get().load_program(path).load_method("forward")
+
+        def call(hidden: Any, method: Any = method) -> Any:
+            return method.execute([torch.from_numpy(hidden)])[0].numpy()
+
+        made.append(
+            Candidate(
+                shape=shape.name,
+                runtime="executorch",
+                form=form,
+                precision="fp32",
+                share=1.0,
+                file_bytes=path.stat().st_size,
+                max_error=_error(stack, call, shape),
+                call=call,
+            )
+        )
+    return made
+
+
+def _input(shape: Shape, length: int) -> Any:
+    rng = np.random.default_rng(length)
+    return rng.normal(size=(1, length, shape.hidden_size)).astype(np.float32)
+
+
+def _error(stack: Stack, call: Callable[[Any], Any], shape: Shape) -> float:
+    """Return the largest error against eager, relative to the largest value."""
+    hidden = _input(shape, 16)
+    with torch.no_grad():
+        expected = stack(torch.from_numpy(hidden)).numpy()
+    return float(np.abs(call(hidden) - expected).max() / np.abs(expected).max())
+
+
+def measure(candidates: list[Candidate], shape: Shape, repetitions: int) -> None:
+    """Time every candidate once a round, for as many rounds; two rounds warm up."""
+    for length, calls in ((PREFILL, 1), (DECODE, 16)):
+        hidden = _input(shape, length)
+        for round_number in range(-2, repetitions):
+            for candidate in candidates:
+                start = time.perf_counter_ns()
+                for _ in range(calls):
+                    candidate.call(hidden)
+                elapsed = (time.perf_counter_ns() - start) // calls
+                if round_number >= 0:
+                    candidate.samples[length].append(elapsed)
+
+
+def show(candidates: list[Candidate]) -> None:
+    """Print the table; a ratio is this form's speed over ``batched_mm``'s, same row otherwise."""
+    base = {(c.shape, c.runtime, c.precision): c for c in candidates if c.form == "batched_mm"}
+    rows = []
+    for item in candidates:
+        other = base[item.shape, item.runtime, item.precision]
+        rows.append(
+            [
+                item.shape,
+                item.runtime,
+                item.precision,
+                item.form,
+                *(f"{item.tokens_per_s(n):.0f}" for n in (PREFILL, DECODE)),
+                *(f"{item.tokens_per_s(n) / other.tokens_per_s(n):.2f}" for n in (PREFILL, DECODE)),
+                f"{100 * item.share:.1f}",
+                f"{item.file_bytes / 1e6:.2f}",
+                f"{item.max_error:.1e}",
+            ]
+        )
+    console.table(
+        [
+            "shape",
+            "runtime",
+            "precision",
+            "form",
+            f"pp{PREFILL} tok/s",
+            "tg tok/s",
+            "pp ratio",
+            "tg ratio",
+            "at precision %",
+            "file MB",
+            "error",
+        ],
+        rows,
+    )
+
+
+def main() -> None:
+    """Run the comparison."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--repetitions", type=int, default=25)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--executorch", action="store_true", help="also lower to ExecuTorch")
+    parser.add_argument("--json", type=Path, help="write every sample to this file")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    candidates = []
+    with tempfile.TemporaryDirectory() as name:
+        for shape in SHAPES:
+            console.status(f"exporting {shape}")
+            group = onnx_candidates(shape, options.threads, Path(name))
+            if options.executorch:
+                group += executorch_candidates(shape, options.threads, Path(name))
+            measure(group, shape, options.repetitions)
+            candidates += group
+    show(candidates)
+    if options.json:
+        record = {
+            "machine": platform.machine(),
+            "threads": options.threads,
+            "versions": {"onnxruntime": onnxruntime.__version__, "torch": str(torch.__version__)},
+            "shapes": [asdict(shape) for shape in SHAPES],
+            "candidates": [candidate.record() for candidate in candidates],
+        }
+        atomic_write_json(options.json, record)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""A ``.pte`` as a runtime: one resident-cache method, run by ExecuTorch's own runtime."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mobilekit.core.errors import InvalidInputError
+from mobilekit.core.optional import require
+
+from .base import Logits, Tokens, check_span
+
+METHOD = "forward"
+
+
+class ExecutorchRuntime:
+    """Interface ``token-logits/1`` over ``forward(tokens (1, S), input_pos (1,))``.
+
+    The cache lives in the loaded method. Slots at and after the current position are hidden by
+    the program's own mask, so starting again or going back needs no clearing.
+
+    Args:
+        path: The ``.pte``; it is mapped into memory, not read.
+        context_length: Positions that its cache holds.
+        vocab_size: V.
+        threads: Compute threads; ExecuTorch's own choice where ``None``. The thread pool belongs
+            to the process, so this sets it for every program in it.
+
+    Raises:
+        InvalidInputError: If the file is missing, damaged, or not such a program.
+        MissingDependencyError: If ExecuTorch is not installed.
+    """
+
+    name = "executorch"
+
+    def __init__(
+        self, path: Path, *, context_length: int, vocab_size: int, threads: int | None = None
+    ) -> None:
+        self.context_length = context_length
+        self.vocab_size = vocab_size
+        require("executorch.runtime", extra="executorch")
+        self.version: str = importlib.metadata.version("executorch")
+        if threads is not None:
+            _set_threads(threads)
+        self._program = load_program(path)  # the method does not keep its program alive
+        self._method = self._load_method(path)
+        shape: tuple[int, ...] = self._method.metadata.input_tensor_meta(0).sizes()
+        self._longest = shape[1]  # of a dynamic shape this is the upper bound
+
+    def reset(self) -> None:
+        """Forget everything; the next call must start at position 0."""
+
+    def forward(self, tokens: Tokens, position: int) -> Logits:
+        """Return the logits of the last token, shape (V,), float32.
+
+        A prompt longer than one call of the program takes is given to it in parts.
+
+        Raises:
+            UsageError: If ``position + S`` exceeds the context length, or there is no token.
+        """
+        check_span(len(tokens), position, self.context_length)
+        ids = np.ascontiguousarray(tokens, dtype=np.int64)
+        for start in range(0, len(ids), self._longest):
+            logits = self._run(ids[start : start + self._longest], position + start)
+        return logits
+
+    def _run(self, ids: Tokens, position: int) -> Logits:
+        import torch
+
+        inputs = [torch.from_numpy(ids)[None].contiguous(), torch.tensor([position])]
+        (logits,) = self._method.execute(inputs)
+        # the output's memory is planned: the next call writes over it
+        return logits[0, -1].float().numpy().copy()  # type: ignore[no-any-return]
+
+    def _load_method(self, path: Path) -> Any:
+        if METHOD not in self._program.method_names:
+            raise InvalidInputError(
+                f"{path} has no method '{METHOD}'; it has {sorted(self._program.method_names)}",
+                hint="Export the model again, or open it with the tool that wrote it.",
+            )
+        try:
+            return self._program.load_method(METHOD)
+        except RuntimeError as error:
+            raise _damaged(path, error) from error
+
+
+def load_program(path: Path, **options: Any) -> Any:
+    """Load a ``.pte`` with the kernels that our programs need.
+
+    Args:
+        path: The file.
+        options: As ``executorch.runtime.Runtime.load_program`` takes them.
+
+    Raises:
+        InvalidInputError: If the file is missing or damaged.
+    """
+    # registers the quantized embedding's kernel; must come before a program is loaded
+    require("executorch.kernels.quantized", extra="executorch")
+    runtime = require("executorch.runtime", extra="executorch").Runtime.get()
+    if not path.is_file():
+        raise InvalidInputError(f"there is no file {path}", hint="Give the path of a .pte file.")
+    try:
+        return runtime.load_program(path, **options)
+    except RuntimeError as error:
+        raise _damaged(path, error) from error
+
+
+def _set_threads(threads: int) -> None:
+    pool = importlib.import_module("executorch.extension.pybindings.portable_lib")
+    pool._unsafe_reset_threadpool(threads)
+
+
+def _damaged(path: Path, error: Exception) -> InvalidInputError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return InvalidInputError(
+        f"{path} cannot be loaded as an ExecuTorch program: {reason}",
+        hint="The file is damaged or of another version; export the model again.",
+    )

@@ -1,0 +1,363 @@
+"""The page as a whole: self-contained, escaped, valid, honest about what is missing."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mobilekit import report
+from mobilekit.core.errors import InvalidInputError
+from mobilekit.metrics.intervals import mcnemar_exact
+from mobilekit.schema.manifest import Manifest
+from mobilekit.schema.plan import Plan
+from mobilekit.schema.result import Result
+from mobilekit.schema.run import RunRecord
+
+Documents = tuple[dict[str, Any], dict[str, Any], dict[str, Any], list[dict[str, Any]]]
+VOID = {"meta", "br", "hr", "img", "input", "link"}
+LOADERS = {"src", "href", "srcset", "action", "data", "poster", "xlink:href", "background"}
+
+
+class _Checker(HTMLParser):
+    """Keeps the stack of open tags, every reference, and the text outside of style and script."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.stack: list[str] = []
+        self.problems: list[str] = []
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.references: list[str] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        names = [name for name, _ in attrs]
+        if len(names) != len(set(names)):
+            self.problems.append(f"{tag} repeats an attribute")
+        self.references += [value or "" for name, value in attrs if name in LOADERS]
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+        if tag not in VOID:
+            self.stack.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.stack.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.stack or self.stack[-1] != tag:
+            self.problems.append(f"</{tag}> closes {self.stack[-1:]} at {self.getpos()}")
+        else:
+            self.stack.pop()
+
+    def handle_data(self, data: str) -> None:
+        if self.stack[-1:] not in (["style"], ["script"]):
+            self.text.append(data)
+
+
+def _check(page: str) -> _Checker:
+    checker = _Checker()
+    checker.feed(page)
+    checker.close()
+    assert checker.problems == []
+    assert checker.stack == []
+    return checker
+
+
+def _words(page: str) -> str:
+    return " ".join(" ".join(_check(page).text).split())
+
+
+def _build(documents: Documents) -> str:
+    record, plan, manifest, results = documents
+    return report.build(RunRecord.parse(record, "run"), **_parts(plan, manifest, results))
+
+
+def _card(documents: Documents) -> str:
+    record, plan, manifest, results = documents
+    return report.build_card(RunRecord.parse(record, "run"), **_parts(plan, manifest, results))
+
+
+def _parts(plan: Any, manifest: Any, results: Any) -> dict[str, Any]:
+    return {
+        "plans": [Plan.parse(plan, "plan")] if plan else [],
+        "manifest": Manifest.parse(manifest, "manifest") if manifest else None,
+        "results": [Result.parse(result, "result") for result in results],
+    }
+
+
+def test_write_leaves_a_page_and_a_card(invented_run: Path) -> None:
+    before = {path for path in invented_run.rglob("*") if path.is_file()}
+    target = report.write(invented_run)
+    after = {path for path in invented_run.rglob("*") if path.is_file()}
+    assert target == invented_run / "report.html"
+    assert after - before == {target, invented_run / "model_card.md"}
+
+
+def test_page_is_valid_and_loads_nothing(invented_run: Path) -> None:
+    page = report.write(invented_run).read_text("utf-8")
+    found = _check(page)
+    assert page.startswith("<!doctype html>")
+    assert all(reference.startswith("#") for reference in found.references)
+    assert {r[1:] for r in found.references} <= set(found.ids)
+    assert len(found.ids) == len(set(found.ids))
+    assert not {"link", "img", "iframe", "object", "embed", "base"} & set(found.tags)
+    addresses = set(re.findall(r"https?://[^\s\"'<>]+", page))
+    assert addresses == {"http://www.w3.org/2000/svg"}  # a name space, never fetched
+    assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|WebSocket|sendBeacon", page)
+    assert "default-src 'none'" in page
+
+
+def test_page_shows_every_part(documents: Callable[[], Documents]) -> None:
+    page = _build(documents())
+    words = _words(page)
+    for wanted in (
+        "2.5× smaller",
+        "executorch-xnnpack-int8",
+        "3.40 MB",
+        "from 8.42 MB",
+        "1 min 11 s",
+        "5 of 6",
+        "the evaluator lacks the operator 'invented_op'",
+        "no powercap interface",
+        "VmHWM",
+        "mobilekit run recipe.yaml --out runs/invented",
+        "sparsity: 0.25",
+        "executorch 1.5.1",
+        "is not the Mobile-MMLU benchmark",
+        "Host figures are not phone figures",
+    ):
+        assert wanted in words.replace("\u00a0", " "), wanted
+    kinds = ("bars", "scatter", "intervals", "curve", "heatmap", "strips")
+    assert all(f'class="chart {kind}"' in page for kind in kinds)
+    assert page.count('class="cell ') == 64
+    assert page.count('class="gone"/>') == 16
+
+
+def test_energy_has_no_figure_where_it_is_unavailable(documents: Callable[[], Documents]) -> None:
+    page = _build(documents())
+    section = page[page.index('id="energy"') : page.index('id="provenance"')]
+    assert "unavailable" in section
+    assert not re.search(r"\d[\d.]*\s*(J|mJ|W)\b", section)
+
+
+def test_measured_and_modelled_energy_stand_in_columns_apart(
+    documents: Callable[[], Documents],
+) -> None:
+    record, plan, manifest, results = documents()
+    profiles = [r for r in results if r["kind"] == "profile" and r.get("energy")]
+    profiles[0]["energy"] = {"status": "measured", "joules": 2.5, "source": "rapl:package-0"}
+    profiles[1]["energy"] = {"status": "modelled", "joules": 0.25, "source": "model:mac-byte:1"}
+    page = _build((record, plan, manifest, results))
+    section = page[page.index('id="energy"') : page.index('id="provenance"')]
+    assert re.search(r'data-label="Measured"[^>]*>2\.50 J', section)
+    assert re.search(r'data-label="Modelled"[^>]*>0\.250 J', section)
+    assert not re.search(r'data-label="Measured"[^>]*>0\.250', section)
+
+
+EVIL = "<script>alert(1)</script>\"'&`|*"
+
+
+def _poison(documents: Documents) -> Documents:
+    """Put markup into every place that takes free text."""
+    record, plan, manifest, results = documents
+    record["command"] = record["host"]["cpu"] = record["steps"][0]["detail"] = EVIL
+    record["models"]["before"]["class"] = record["models"]["before"]["hash"] = EVIL
+    record["recipe"][EVIL] = {EVIL: [EVIL]}
+    record["versions"][EVIL] = EVIL
+    plan.update(method=EVIL, warnings=[EVIL], config={EVIL: EVIL})
+    plan["summary"][EVIL] = EVIL
+    plan["scores"]["criterion"] = EVIL
+    manifest["model"]["name"] = EVIL
+    manifest["licences"] = [EVIL]
+    manifest["provenance"] = {EVIL: EVIL}
+    manifest["artifacts"][5]["parity"]["reason"] = EVIL
+    manifest["artifacts"][4]["id"] = EVIL
+    manifest["artifacts"][4]["files"][0]["path"] = EVIL
+    for result in results:
+        result["device"]["cpu"] = EVIL
+        if result.get("energy"):
+            result["energy"]["reason"] = result["memory"]["counter"] = EVIL
+        if "categories" in result["metrics"]:
+            result["workload"]["id"] = EVIL
+            categories = result["metrics"]["categories"]
+            categories[EVIL] = categories.pop("Environment")
+    return record, plan, manifest, results
+
+
+def test_markup_in_any_text_stays_text(documents: Callable[[], Documents]) -> None:
+    page = _build(_poison(documents()))
+    found = _check(page)
+    assert found.tags.count("script") == 1
+    assert "<script>alert" not in page
+    assert sum("<script>alert(1)</script>" in text for text in found.text) > 15
+
+
+def test_markup_in_the_card_stays_text(documents: Callable[[], Documents]) -> None:
+    card = _card(_poison(documents()))
+    outside = re.sub(r"^(`{3,})sh\n.*?\n\1$", "", card, flags=re.S | re.M)
+    assert "<script" not in outside
+    assert outside != card  # the command stands literally, inside a fence
+    rows = [line for line in card.splitlines() if line.startswith("|")]
+    assert rows
+    for block in re.findall(r"(?:^\|.*\n)+", card, flags=re.M):
+        cells = [len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()]
+        assert len(set(cells)) == 1, block
+
+
+@pytest.mark.parametrize("missing", ["plan", "manifest", "results", "all"])
+def test_missing_parts_are_sentences(documents: Callable[[], Documents], missing: str) -> None:
+    record, plan, manifest, results = documents()
+    if missing in ("plan", "all"):
+        plan = {}
+    if missing in ("manifest", "all"):
+        manifest = {}
+    if missing in ("results", "all"):
+        results = []
+    if missing == "all":
+        kept = ("schema", "mobilekit", "created", "command")
+        record = {key: record[key] for key in kept}
+    words = _words(_build((record, plan, manifest, results)))
+    sentences = {
+        "plan": ["No compression plan was recorded", "No experts were scored"],
+        "manifest": ["There is no bundle to check yet", "No artifact has been exported yet"],
+        "results": ["No evaluation has been run yet", "No latency has been profiled yet"],
+        "all": ["No step has finished yet", "No sizes were recorded", "No energy status"],
+    }
+    for sentence in sentences[missing]:
+        assert sentence in words
+    assert "None" not in re.findall(r"\bNone\b(?! is)", words)
+    assert "nan" not in re.findall(r"\bnan\b", words)
+    assert "Licence" in _card((record, plan, manifest, results))
+
+
+def test_null_figures_of_results_are_no_figures(documents: Callable[[], Documents]) -> None:
+    record, plan, manifest, results = documents()
+    for result in results:
+        if result["kind"] == "evaluate":
+            result["metrics"] = {"accuracy": None, "interval": None, "n": 0, "perplexity": None}
+        elif result.get("memory"):
+            result["memory"] = {
+                "counter": "VmHWM",
+                "peak_bytes": None,
+                "baseline_bytes": None,
+                "reason": "no VmHWM in the process status",
+            }
+    words = _words(_build((record, plan, manifest, results)))
+    assert "No perplexity was measured yet" in words
+    assert "no VmHWM in the process status" in words
+
+
+def test_the_headline_takes_the_smallest_verified_artifact(
+    documents: Callable[[], Documents],
+) -> None:
+    record, plan, manifest, results = documents()
+    manifest["artifacts"][1]["parity"]["passed"] = False
+    manifest["artifacts"][1]["parity"]["first_diverging_layer"] = "layers.2.mlp"
+    words = _words(_build((record, plan, manifest, results)))
+    assert "After means onnx-cpu-int8" in words
+    assert "first diverging layer: layers.2.mlp" in words
+    assert "4 of 6" in words
+
+
+def test_edits_of_the_plan_decide_which_experts_are_crossed(
+    documents: Callable[[], Documents],
+) -> None:
+    record, plan, manifest, results = documents()
+    plan["edits"] = [{"op": "keep", "unit": "expert", "layer": 2, "indices": [0, 1, 2]}]
+    page = _build((record, plan, manifest, results))
+    assert page.count('class="gone"/>') == 13
+    assert "layer 2 · 3 of 16 kept" in page
+
+
+def test_paired_test_counts_the_questions_that_differ(documents: Callable[[], Documents]) -> None:
+    record, plan, manifest, results = documents()
+    ids = [f"q{i:02d}" for i in range(80)]
+    for result in results:
+        if "correct_ids" in result["metrics"]:
+            before = result["artifact"]["id"] == "before"
+            # before is right on 0..39, after on 30..49: 30 against 10 differ
+            right = ids[:40] if before else ids[30:50]
+            result["metrics"].update(correct_ids=right, accuracy=len(right) / 80)
+    p = mcnemar_exact(30, 10)
+    assert p < 0.05
+    words = _words(_build((record, plan, manifest, results))).replace("\u00a0", " ")
+    assert f"p = {p:.2g}, a difference." in words
+
+
+def test_accuracy_inside_the_noise_is_called_so(documents: Callable[[], Documents]) -> None:
+    page = _build(documents())
+    assert "the change is within noise" in page
+    assert re.search(r'class="move unclear">−1\.3 points', page)
+
+
+def test_perplexity_change_has_an_interval_paired_by_window(
+    documents: Callable[[], Documents],
+) -> None:
+    record, plan, manifest, results = documents()
+    for result in results:
+        if "perplexity" in result["metrics"]:
+            shift = 0.0 if result["artifact"]["id"] == "before" else 1.0
+            noise = [3.0 * (-1) ** i for i in range(16)]
+            extra = [shift + (n if shift else 0) for n in noise]
+            result["metrics"]["windows"] = [[100, 300.0 + e] for e in extra]
+    words = _words(_build((record, plan, manifest, results))).replace("\u00a0", " ")
+    # the mean is 0.01 nats a token, the standard error sqrt(16/15 * 16 * 9) / 1600
+    found = re.search(r"paired by window: −(\S+) to \+(\S+) %; within noise", words)
+    assert found is not None
+    error = math.sqrt(16 / 15 * 16 * 9) / 1600
+    assert float(found[1]) == pytest.approx(-100 * math.expm1(0.01 - 1.96 * error), abs=0.051)
+    assert float(found[2]) == pytest.approx(100 * math.expm1(0.01 + 1.96 * error), abs=0.051)
+
+
+def test_sample_set_is_never_called_mobile_mmlu(documents: Callable[[], Documents]) -> None:
+    for text in (_build(documents()), _card(documents())):
+        allowed = text.replace("is not the Mobile-MMLU benchmark", "")
+        assert "mobile-mmlu" not in allowed.lower()
+
+
+def test_card_names_licence_and_measured_table(documents: Callable[[], Documents]) -> None:
+    card = _card(documents())
+    assert card.startswith('---\nlicense: "psf-2.0"\n')
+    assert "## Licence\n\n- PSF-2.0\n" in card
+    assert "\n| Held-out perplexity | 23.8 | 24.6 |" in card
+    assert "## Limits" in card
+
+
+def test_comparison_is_the_table_of_the_command_line(invented_run: Path) -> None:
+    table = report.comparison(invented_run)
+    assert table.data["after"] == "executorch-xnnpack-int8"
+    figures = table.data["figures"]
+    assert figures["size"] == {
+        "before": 8_424_192,
+        "after": 3_402_118,
+        "verdict": "better",
+        "note": "",
+    }
+    assert all(len(row) == len(table.headers) for row in table.rows)
+    rows = {row[0]: row for row in table.rows}
+    assert rows["File size"] == ("File size", "8.42\u00a0MB", "3.40\u00a0MB", "−59.6\u00a0%")
+
+
+def test_a_damaged_result_is_refused_and_nothing_is_written(invented_run: Path) -> None:
+    (invented_run / "results/00.json").write_text('{"schema": "mobilekit.result/1", "kind": "x"}')
+    with pytest.raises(InvalidInputError, match=r"results/00\.json"):
+        report.write(invented_run)
+    assert not (invented_run / "report.html").exists()
+
+
+def test_other_records_among_the_results_are_no_results(invented_run: Path) -> None:
+    (invented_run / "results/recovery.json").write_text('{"tokens": 1, "seconds": 2.0}')
+    assert report.write(invented_run).is_file()
+
+
+def test_a_directory_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="not a run directory"):
+        report.write(tmp_path)
