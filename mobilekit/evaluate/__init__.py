@@ -1,6 +1,7 @@
 """How good a model is, asked of the artifact that ships: perplexity and four-option questions.
 
-``run`` takes what a recipe says; ``perplexity`` and ``mobile_mmlu`` are the suites as functions.
+``run_on`` opens a checkpoint or an artifact and does what a recipe says, ``run`` takes an open
+runtime; ``perplexity`` and ``mobile_mmlu`` are the suites as functions.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from mobilekit.core import console
 from mobilekit.core.registry import Registry
 from mobilekit.schema.result import ArtifactRef, Result
 
+from .artifacts import cannot_run, make_config, run_on, summary_line, targets_of
+from .config import SuiteConfig
 from .outcome import Control, Outcome, Suite
 
 if TYPE_CHECKING:
     from mobilekit.runtime.base import TokenLogits
-
-    from .config import MobileMMLUConfig, PerplexityConfig
 
 SUITES: Registry[Suite[Any]] = Registry("suite")
 SUITES.register("mobile_mmlu", "mobilekit.evaluate.suites.mobile_mmlu.run:SUITE")
@@ -28,7 +29,7 @@ SUITES.register("perplexity", "mobilekit.evaluate.suites.perplexity:SUITE")
 def run(
     runtime: TokenLogits,
     tokenizer: Any,
-    config: PerplexityConfig | MobileMMLUConfig,
+    config: SuiteConfig,
     *,
     artifact: ArtifactRef,
     device: dict[str, Any],
@@ -87,4 +88,15 @@ def mobile_mmlu(
     return ask(runtime, tokenizer, data, **settings)
 
 
-__all__ = ["SUITES", "mobile_mmlu", "perplexity", "run"]
+__all__ = [
+    "SUITES",
+    "SuiteConfig",
+    "cannot_run",
+    "make_config",
+    "mobile_mmlu",
+    "perplexity",
+    "run",
+    "run_on",
+    "summary_line",
+    "targets_of",
+]

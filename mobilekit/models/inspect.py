@@ -10,7 +10,21 @@ from mobilekit.core.errors import InvalidInputError
 from mobilekit.core.files import read_json, sha256_tree
 from mobilekit.schema.plan import PLAN_FILE
 
-from .weights import INDEX_FILE, weight_files
+from .weights import INDEX_FILE, tensor_table, weight_files
+
+__all__ = [
+    "CONFIG_FILE",
+    "GENERATION_FILE",
+    "TOKENIZER_FILES",
+    "checkpoint_hash",
+    "class_name",
+    "embedded_path",
+    "has_tokenizer",
+    "read_config",
+    "require_tokenizer",
+    "resolve",
+    "tensor_table",
+]
 
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"

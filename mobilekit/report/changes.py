@@ -123,7 +123,7 @@ def _method(plan: Plan) -> MethodNote:
         summary=tuple(_summary(plan)),
         warnings=plan.warnings,
         heatmap=heatmap(label, rows, larger_is_removable=larger) if rows else None,
-        criterion=criterion if scored else "",
+        criterion=criterion if scored and criterion != plan.method else "",
         direction=f"larger scores are {direction} first" if scored else "",
         experts=_experts(rows) if rows else None,
     )

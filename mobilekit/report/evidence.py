@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mobilekit.core.files import read_json
@@ -21,6 +21,34 @@ class Evidence:
     plans: tuple[Plan, ...] = ()
     manifest: Manifest | None = None
     results: tuple[Result, ...] = ()
+
+
+def device_of(result: Result) -> str:
+    """Return the name of the device that a result comes from."""
+    device = result.device
+    parts = (device.get("class"), device.get("cpu") or device.get("model"))
+    return ", ".join(str(part) for part in parts if part)
+
+
+def by_device(evidence: Evidence) -> dict[str, Evidence]:
+    """Return the evidence once a profiled device, so that no column mixes two devices.
+
+    Profiling results are split; all else, quality included, stays whole. Without any profiling
+    there is one entry, named by the device that evaluated.
+    """
+    profiled = [r for r in evidence.results if r.kind == "profile"]
+    names = list(dict.fromkeys(device_of(r) for r in profiled))
+    if not names:
+        return {next((device_of(r) for r in evidence.results), ""): evidence}
+    return {
+        name: replace(
+            evidence,
+            results=tuple(
+                r for r in evidence.results if r.kind != "profile" or device_of(r) == name
+            ),
+        )
+        for name in names
+    }
 
 
 def read_evidence(run_dir: Path) -> Evidence:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -156,7 +157,7 @@ class ExpertRow:
 def heatmap(
     label: str, rows: Sequence[ExpertRow], *, larger_is_removable: bool, unit: str = "expert"
 ) -> str:
-    """Return one cell an expert: the shade is its rank value within the layer, a cross is pruned.
+    """Return one cell an expert: the shade is its rank within the layer, a cross is pruned.
 
     A layer of more than 64 experts takes several lines. Cells without a score stay hatched.
     """
@@ -185,11 +186,12 @@ def _row_title(row: ExpertRow) -> str:
 
 
 def _scale(scores: Sequence[float | None], larger_is_removable: bool) -> Callable[[float], int]:
-    known = [s for s in (finite(s) for s in scores) if s is not None]
-    low, high = min(known, default=0.0), max(known, default=0.0)
+    """Return the shade of a score: its rank in the layer, equal scores sharing the middle rank."""
+    known = sorted(s for s in (finite(s) for s in scores) if s is not None)
 
     def level(score: float) -> int:
-        share = (score - low) / (high - low) if high > low else 0.5
+        below, upto = bisect_left(known, score), bisect_right(known, score)
+        share = (below + upto - 1) / 2 / (len(known) - 1) if len(known) > 1 else 0.5
         share = share if larger_is_removable else 1 - share
         return min(_LEVELS - 1, int(share * _LEVELS))
 

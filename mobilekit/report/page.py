@@ -18,7 +18,7 @@ from mobilekit.schema.run import RunRecord
 from .card import card
 from .changes import changes
 from .comparison import Comparison, compare_figures
-from .evidence import Evidence, read_evidence
+from .evidence import Evidence, by_device, read_evidence
 from .headline import headline
 from .markdown import escape_markdown
 from .quality import quality
@@ -107,21 +107,23 @@ def comparison(run_dir: Path) -> Comparison:
     Raises:
         InvalidInputError: If ``run.json`` is missing or a document of the run is malformed.
     """
-    evidence = read_evidence(Path(run_dir))
-    return compare_figures(headline(evidence, subjects(evidence)))
+    first = next(iter(by_device(read_evidence(Path(run_dir))).values()))
+    return compare_figures(headline(first, subjects(first)))
 
 
 def _views(evidence: Evidence) -> dict[str, Any]:
     """Return what the templates show; every chart is marked as safe, nothing else is."""
-    found = subjects(evidence)
+    devices = by_device(evidence)
+    first = next(iter(devices.values()))
+    found = subjects(first)
     return {
         "run": evidence.run,
         "manifest": evidence.manifest,
-        "head": headline(evidence, found),
-        "speed": speed(found),
+        "head": headline(first, found),
+        "speeds": [speed(subjects(part), name) for name, part in devices.items()],
         "quality": quality(found),
         "changes": changes(evidence),
-        "trust": trust(evidence, found),
+        "trust": trust(evidence, subjects(evidence)),
         "sections": _SECTIONS,
         "css": Markup((Path(__file__).parent / "templates" / "style.css").read_text("utf-8")),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mobilekit.schema.result import EnergyRecord, Result
+from mobilekit.schema.result import EnergyRecord
 
 from .charts import Bar, Strip, bars, strips
 from .numbers import MISSING, milliseconds, rate, significant, size
@@ -40,8 +40,8 @@ class Speed:
     skipped: tuple[tuple[str, str], ...]
 
 
-def speed(found: Sequence[Subject]) -> Speed:
-    """Return the charts and tables on speed and memory."""
+def speed(found: Sequence[Subject], device: str) -> Speed:
+    """Return the charts and tables on speed and memory on one device."""
     return Speed(
         size=_size_bars(found),
         decode=_decode_bars(found),
@@ -54,7 +54,7 @@ def speed(found: Sequence[Subject]) -> Speed:
         cold=_cold(found),
         setup=_setup(found),
         throttled=tuple(s.name for s in found if s.throttled),
-        device=_devices(found),
+        device=device,
         workload=next((s.decode_workload for s in found), ""),
         skipped=tuple((s.name, s.skipped) for s in found if s.skipped),
     )
@@ -141,11 +141,15 @@ def _setup(found: Sequence[Subject]) -> Table | None:
     for subject in found:
         for result in subject.profiles:
             runtime, load = result.runtime, result.workload
-            cells = [plain(runtime.get(key, MISSING)) for key in ("name", "version", "threads")]
-            counts = f"{load.repetitions} after {load.warmup} warm-up"
-            row: list[Cell | str] = [subject.name, load.id, *cells, counts]
-            if result.samples and row not in rows:
-                rows.append(row)
+            threads = runtime.get("threads")
+            words = (
+                load.id,
+                *(plain(runtime.get(key, MISSING)) for key in ("name", "version")),
+                "runtime's choice" if threads is None else plain(threads),
+                f"{load.repetitions} after {load.warmup} warm-up",
+            )
+            if result.samples:
+                rows.append([subject.name, *[Cell(word, "short") for word in words]])
     columns = ("Model or artifact", "Workload", "Runtime", "Version", "Threads", "Repetitions")
     return table(columns, rows) if rows else None
 
@@ -158,9 +162,9 @@ def _memory_table(found: Sequence[Subject]) -> Table | None:
             continue
         peak, start = record.peak_bytes, record.baseline_bytes
         added = None if peak is None or start is None else peak - start
-        cells = [num(size(v)) for v in (start, peak, added)]
-        rows.append([subject.name, record.counter, *cells, record.reason or "–"])
-    columns = ("Model or artifact", "Counter", "Baseline", "Peak", "Peak − baseline", "Remark")
+        cells = [num(size(start)), num(size(peak), record.reason or ""), num(size(added))]
+        rows.append([subject.name, Cell(record.counter, "short"), *cells])
+    columns = ("Model or artifact", "Counter", "Baseline", "Peak", "Peak − baseline")
     return table(columns, rows) if rows else None
 
 
@@ -195,13 +199,3 @@ def _energy_cells(record: EnergyRecord) -> list[Cell | str]:
     words = record.reason if record.status == "unavailable" else record.source
     status = Cell(record.status, "ok" if record.status == "measured" else "muted")
     return [status, measured, modelled, words or "–"]
-
-
-def _devices(found: Sequence[Subject]) -> str:
-    """Return where the figures come from: the classes and names of the devices."""
-    results: list[Result] = [r for s in found for r in s.results]
-    seen: dict[str, None] = {}
-    for result in results:
-        parts = [result.device.get("class"), result.device.get("cpu") or result.device.get("model")]
-        seen.setdefault(", ".join(plain(p) for p in parts if p))
-    return "; ".join(name for name in seen if name)

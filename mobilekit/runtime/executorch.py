@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mobilekit.core.errors import InvalidInputError
+from mobilekit.core.errors import InvalidInputError, UsageError
 from mobilekit.core.optional import require
 
 from .base import Logits, Tokens, check_span
@@ -72,7 +72,14 @@ class ExecutorchRuntime:
         import torch
 
         inputs = [torch.from_numpy(ids)[None].contiguous(), torch.tensor([position])]
-        (logits,) = self._method.execute(inputs)
+        try:
+            (logits,) = self._method.execute(inputs)
+        except RuntimeError as error:  # a token id outside of the vocabulary, most likely
+            raise UsageError(
+                f"the program refused {len(ids)} tokens (ids {ids.min()} to {ids.max()}) at "
+                f"position {position}: {_first_line(error)}",
+                hint=f"Token ids must be in 0 … {self.vocab_size - 1}.",
+            ) from error
         # the output's memory is planned: the next call writes over it
         return logits[0, -1].float().numpy().copy()  # type: ignore[no-any-return]
 
@@ -115,8 +122,12 @@ def _set_threads(threads: int) -> None:
 
 
 def _damaged(path: Path, error: Exception) -> InvalidInputError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return InvalidInputError(
-        f"{path} cannot be loaded as an ExecuTorch program: {reason}",
+        f"{path} cannot be loaded as an ExecuTorch program: {_first_line(error)}",
         hint="The file is damaged or of another version; export the model again.",
     )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -32,13 +32,8 @@ def checkpoint_facts(source: str | Path) -> CheckpointFacts:
         InvalidInputError: If it is no checkpoint, or its weights are not whole.
         UnsupportedModelError: If no family covers its class.
     """
-    from mobilekit.models.inspect import (
-        checkpoint_hash,
-        class_name,
-        read_config,
-        resolve,
-        tensor_table,
-    )
+    from mobilekit.models import checkpoint_hash, resolve, tensor_table
+    from mobilekit.models.inspect import class_name, read_config
 
     path = resolve(source)
     config = read_config(path)

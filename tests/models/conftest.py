@@ -28,6 +28,14 @@ def dense_checkpoint(
     return _saved(tiny_qwen3, byte_tokenizer, tmp_path_factory.mktemp("dense"))
 
 
+@pytest.fixture
+def damaged(moe_checkpoint: Path, tmp_path: Path) -> Path:
+    """A fresh copy of the MoE checkpoint, to change or damage."""
+    import shutil
+
+    return Path(shutil.copytree(moe_checkpoint, tmp_path / "model"))
+
+
 def _saved(model: nn.Module, tokenizer: Path, into: Path) -> Path:
     import shutil
 

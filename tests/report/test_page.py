@@ -148,6 +148,25 @@ def test_energy_has_no_figure_where_it_is_unavailable(documents: Callable[[], Do
     assert not re.search(r"\d[\d.]*\s*(J|mJ|W)\b", section)
 
 
+def test_devices_never_share_a_chart_or_a_table(documents: Callable[[], Documents]) -> None:
+    record, plan, manifest, results = documents()
+    phone = {"class": "android", "model": "Invented Phone"}
+    slower = [
+        {**r, "device": phone} for r in results if r["kind"] == "profile" and r["metrics"] == {}
+    ]
+    for result in slower:
+        result["memory"] = {**result["memory"], "counter": "Pss"}
+    page = _build((record, plan, manifest, results + slower))
+    _check(page)
+    memory = page[page.index('id="memory"') : page.index('id="energy"')]
+    host, other = memory.split("<h3>android, Invented Phone</h3>")
+    assert ("VmHWM" in host, "Pss" in host) == (True, False)
+    assert ("VmHWM" in other, "Pss" in other) == (False, True)
+    assert "Decode speed · android, Invented Phone" in page
+    assert _words(page).count("VmHWM") > 0
+    assert "Measured on host-x86_64, Invented CPU ; the other devices" in _words(page)
+
+
 def test_measured_and_modelled_energy_stand_in_columns_apart(
     documents: Callable[[], Documents],
 ) -> None:

@@ -33,6 +33,15 @@ from mobilekit.models.families import Program
 from ..base import ExportSpec
 from .rewrites import drop_copies, infer_free_dimension, mean_as_product, mean_row
 
+
+class ShortCatConfig(xnnpack.CatConfig):  # type: ignore[misc]
+    """Concatenation of as many tensors as XNNPACK has an operator for."""
+
+    def check_constraints(self, node: torch.fx.Node, ep: ExportedProgram) -> bool:
+        """Tell whether XNNPACK takes ``node`` as it is."""
+        return len(node.all_input_nodes) <= 5 and bool(super().check_constraints(node, ep))
+
+
 # Only operators whose XNNPACK form needs none of the passes that LINEAR_ONLY leaves out (channels
 # last, batch norm, padding, up-sampling, concatenations of more than five, pooling).
 _CONFIGS = [
@@ -61,6 +70,7 @@ _CONFIGS = [
     xnnpack.SubConfig,
     xnnpack.TanhConfig,
     xnnpack.ViewCopyConfig,
+    ShortCatConfig,
 ]
 # with this compile spec XNNPACK's preprocessing runs its linear pass only, not all seventeen
 _LINEAR_ONLY = CompileSpec("dqlinear_partitioner", b"")

@@ -95,10 +95,16 @@ class OnnxBackend:
         return first_divergence(found, expected, limit=LAYER_LIMITS[spec.precision])
 
 
-MIN_RUNTIME = "1.32"
+MIN_RUNTIME = "1.23"  # the oldest that was tried: fp32 and int8 files give the same logits
+# fp32: 1.4e-5 was measured on the embedded model. int8: the file equals its reference to 1e-5
+# until an activation falls between two levels within rounding error; the levels after it differ
+# from there on, and at a near-tie of the router another expert runs. Over 733 positions of 8 texts
+# the largest difference was 1.16 (99 of 100 below 0.15, logits up to 16), mean KL 1.3e-4, top-1
+# 0.988; against fp32 the KL is ten times as much, and that of wrong weights was 0.5.
 TOLERANCES = {
-    "fp32": Tolerance(max_abs=1e-3, kl=1e-6, top1=0.99),
-    "int8": Tolerance(max_abs=0.25, kl=1e-3, top1=0.95),
+    "fp32": Tolerance(max_abs=1e-3, kl=1e-5, top1=0.99),
+    "int8": Tolerance(max_abs=2.0, kl=1e-3, top1=0.95),
 }
+# relative Frobenius error of a layer's output: fp32 measured 3e-7, int8 4e-7 to 4e-3
 LAYER_LIMITS = {"fp32": 1e-4, "int8": 2e-2}
 ONNX = OnnxBackend()

@@ -69,6 +69,7 @@ def fuse(model: ir.Model) -> dict[str, int]:
     passes.CommonSubexpressionEliminationPass()(model)
     optimize(model)
     _drop_idle_reshapes(model)
+    passes.RemoveUnusedNodesPass()(model)
     ours = ("GroupQueryAttention", "RotaryEmbedding", "SimplifiedLayerNormalization")
     counts = dict.fromkeys((*ours, "SkipSimplifiedLayerNormalization"), 0)
     for node in model.graph:
