@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 __all__ = ["cannot_run", "make_config", "run_on", "summary_line", "targets_of"]
 
 _CHECKPOINT = "torch"
-_SETTINGS = {"mobile_mmlu": MobileMMLUConfig, "perplexity": PerplexityConfig}
+_SETTINGS: dict[str, type[PerplexityConfig] | type[MobileMMLUConfig]] = {
+    "mobile_mmlu": MobileMMLUConfig,
+    "perplexity": PerplexityConfig,
+}
 _PACKAGES = {"mlpackage": "coremltools", "onnx": "onnxruntime", "pte": "executorch"}
 
 

@@ -157,7 +157,10 @@ def _read_generation_config(path: Path, model: Any) -> None:
         from transformers import GenerationConfig
 
         try:
-            model.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
+            with quiet_transformers():
+                model.generation_config = GenerationConfig.from_pretrained(
+                    path, local_files_only=True
+                )
         except (OSError, TypeError, ValueError) as error:
             raise InvalidInputError(
                 f"{path / GENERATION_FILE} cannot be read: {' '.join(str(error).split())[:160]}",

@@ -8,7 +8,7 @@ from typing import Literal
 
 from .evidence import Evidence
 from .numbers import Change, change, count, percent, rate, significant, size
-from .quality import accuracy_of, compare, perplexity_interval, perplexity_of
+from .quality import CHANCE, accuracy_of, compare, perplexity_interval, perplexity_of
 from .subjects import Subject, baseline, shipped, spread
 
 
@@ -141,6 +141,8 @@ def _accuracy_tile(old: Subject | None, new: Subject | None) -> Tile:
     before, after = (None if v is None else percent(v) for v in values)
     moved = compare(one, two)
     note = f"{suite}, 95 % interval {two.interval_text()}" if two else suite
+    if two is not None and two.low is not None and two.low <= CHANCE:
+        note += f"; not above chance ({CHANCE:.0%})"
     if moved is not None and moved.verdict == "unclear":
         note += "; the change is within noise"
     return Tile("Accuracy", before, after, moved, note, values)
@@ -153,11 +155,12 @@ def _parity_tile(evidence: Evidence) -> Tile:
     passed = sum(a.parity.passed is True for a in artifacts)
     failed = sum(a.parity.passed is False for a in artifacts)
     skipped = len(artifacts) - passed - failed
-    counts = ((failed, "outside tolerance"), (skipped, "not executed"))
-    parts = [f"{number} {words}" for number, words in counts if number]
-    note = ", ".join(parts) or "every artifact ran inside its tolerance"
+    bad = Change(f"{failed} outside tolerance", "worse") if failed else None
+    note = f"{skipped} not executed" if skipped else ""
+    if passed == len(artifacts):
+        note = "every artifact ran inside its tolerance"
     text = f"{passed} of {len(artifacts)}"
-    return Tile("Parity passed", None, text, None, note, (None, passed))
+    return Tile("Parity passed", None, text, bad, note, (None, passed))
 
 
 def _clauses(old: Subject | None, new: Subject | None) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class ExecutorchRuntime:
     ) -> None:
         self.context_length = context_length
         self.vocab_size = vocab_size
-        require("executorch.runtime", extra="executorch")
+        _runtime()
         self.version: str = importlib.metadata.version("executorch")
         if threads is not None:
             _set_threads(threads)
@@ -105,15 +106,21 @@ def load_program(path: Path, **options: Any) -> Any:
     Raises:
         InvalidInputError: If the file is missing or damaged.
     """
-    # registers the quantized embedding's kernel; must come before a program is loaded
-    require("executorch.kernels.quantized", extra="executorch")
-    runtime = require("executorch.runtime", extra="executorch").Runtime.get()
+    runtime = _runtime()
     if not path.is_file():
         raise InvalidInputError(f"there is no file {path}", hint="Give the path of a .pte file.")
     try:
         return runtime.load_program(path, **options)
     except RuntimeError as error:
         raise _damaged(path, error) from error
+
+
+def _runtime() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "experimental", at the first import
+        # registers the quantized embedding's kernel; must come before a program is loaded
+        require("executorch.kernels.quantized", extra="executorch")
+        return require("executorch.runtime", extra="executorch").Runtime.get()
 
 
 def _set_threads(threads: int) -> None:

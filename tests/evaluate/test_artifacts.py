@@ -54,8 +54,11 @@ def test_a_checkpoint_gives_what_its_model_gives(
         expected = evaluate.run(
             TorchRuntime(model), tokenizer, config, artifact=result.artifact, device={}
         )
-        assert result.metrics == expected.metrics
         assert result.letters == expected.letters
+        for name in ("perplexity", "bits_per_byte", "tokens", "bytes", "accuracy", "n", "dataset"):
+            wanted = expected.metrics.get(name)
+            wanted = pytest.approx(wanted, rel=1e-5) if isinstance(wanted, float) else wanted
+            assert result.metrics.get(name) == wanted
 
 
 def test_a_checkpoint_without_a_tokenizer_is_refused(checkpoint: Path, tmp_path: Path) -> None:

@@ -283,7 +283,7 @@ def test_the_headline_takes_the_smallest_verified_artifact(
     words = _words(_build((record, plan, manifest, results)))
     assert "After means onnx-cpu-int8" in words
     assert "first diverging layer: layers.2.mlp" in words
-    assert "4 of 6" in words
+    assert "4 of 6 1 outside tolerance 1 not executed" in words
 
 
 def test_edits_of_the_plan_decide_which_experts_are_crossed(
@@ -314,7 +314,17 @@ def test_paired_test_counts_the_questions_that_differ(documents: Callable[[], Do
 def test_accuracy_inside_the_noise_is_called_so(documents: Callable[[], Documents]) -> None:
     page = _build(documents())
     assert "the change is within noise" in page
+    assert "not above chance" not in page
     assert re.search(r'class="move unclear">−1\.3 points', page)
+
+
+def test_accuracy_no_better_than_chance_is_called_so(documents: Callable[[], Documents]) -> None:
+    record, plan, manifest, results = documents()
+    for result in results:
+        if "accuracy" in result["metrics"]:
+            result["metrics"].update(accuracy=0.2625, interval=[0.179, 0.368])
+    words = _words(_build((record, plan, manifest, results)))
+    assert "not above chance (25%)" in words
 
 
 def test_perplexity_change_has_an_interval_paired_by_window(

@@ -30,6 +30,7 @@ def convert(program: Program, scheme: Scheme) -> Any:
     captured = capture(program)
     with quiet(), alias_supported(), validated_once():
         ct = coremltools()
+        _restart_numbering()
         return ct.convert(
             captured,
             outputs=[ct.TensorType(name="logits", dtype=np.float32)],
@@ -61,6 +62,13 @@ def _last_node(graph: Any, path: str) -> Any | None:
         if node.users and any(scope[0] == path for scope in stack.values()):
             last = node
     return last
+
+
+def _restart_numbering() -> None:
+    """Forget the names of whatever this process converted or loaded before: equal bytes need it."""
+    from coremltools.converters.mil.converter import _reset_conversion_state
+
+    _reset_conversion_state()
 
 
 def _compute_precision(ct: Any, scheme: Scheme) -> Any:

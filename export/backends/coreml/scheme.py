@@ -28,17 +28,27 @@ class Scheme:
     layer_error: float
 
 
+# Bounds against the reference of the same precision. Measured on the embedded model, 1560 steps
+# (24 texts, logits up to 23):
+#   fp32  max 1.7e-3, 99th percentile 5.5e-4, KL 4e-10, top-1 1.000
+#   int8  max 0.72,   99th percentile 2.6e-2, KL 3e-5,  top-1 0.997
+# fp32 differs where a key or value lies on the edge between two fp16 numbers. int8 differs by the
+# rounding of fp16 arithmetic, about 1e-2, and in 2 steps of 1000 because that rounding tips a near
+# tie of the router, which sends a token to another expert: the maximum is that, so its bound is
+# wide, and KL and top-1 carry the check (a wrong weight or cache slot moves KL above 1e-2).
 SCHEMES = {
     "fp32": Scheme(
         quantized=False,
         compute="float32",
-        tolerance=Tolerance(max_abs=5e-3, kl=1e-6, top1=0.99),
+        tolerance=Tolerance(max_abs=1e-2, kl=1e-6, top1=0.995),
         layer_error=1e-3,
     ),
+    # fp16 arithmetic, since that is what a phone's accelerators run; it costs less accuracy than
+    # int8 storage does
     "int8": Scheme(
         quantized=True,
         compute="float16",
-        tolerance=Tolerance(max_abs=0.25, kl=1e-3, top1=0.97),
+        tolerance=Tolerance(max_abs=2.0, kl=5e-4, top1=0.98),
         layer_error=5e-2,
     ),
 }

@@ -1,0 +1,322 @@
+"""Real lowerings of the tiny models, run by ExecuTorch itself and held to eager."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from mobilekit.export.backends import BACKENDS
+from mobilekit.export.backends.base import ExportSpec, Lowered
+from mobilekit.export.backends.executorch.attention import grouped_attention
+from mobilekit.export.backends.executorch.weights import read_pte, stored_constants
+from torch import nn
+
+from mobilekit.core.errors import InvalidInputError
+from mobilekit.models.families import family_of
+from mobilekit.models.modules.static_moe import StaticMoE
+from mobilekit.runtime.executorch import ExecutorchRuntime
+from mobilekit.runtime.torch import TorchRuntime
+
+if TYPE_CHECKING:
+    from mobilekit.runtime.base import TokenLogits
+
+T, V = 48, 256
+SPANS = [(0, 13), (13, 14), (14, 15), (15, 22), (22, 23), (23, 40)]
+EXECUTORCH = BACKENDS.get("executorch")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    model: Any
+    spec: ExportSpec
+    path: Path
+    lowered: Lowered
+
+    def runtime(self) -> ExecutorchRuntime:
+        return ExecutorchRuntime(self.path, context_length=T, vocab_size=V, threads=1)
+
+    def reference(self) -> TokenLogits:
+        return EXECUTORCH.reference(self.model, family_of(self.model), self.spec)
+
+    def diagnose(self, model: nn.Module, path: Path | None = None) -> str | None:
+        tokens = list(range(7, 27))
+        return EXECUTORCH.diagnose(path or self.path, model, family_of(model), self.spec, tokens)
+
+
+def _lower(model: nn.Module, precision: str, out: Path) -> Artifact:
+    spec = ExportSpec(precision, T, bos_token_id=5, eos_token_ids=(0, 3))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    implementation = model.config._attn_implementation  # type: ignore[union-attr]
+    lowered = EXECUTORCH.lower(model, family_of(model), spec, out)
+    after = model.state_dict()
+    assert set(after) == set(before)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert model.config._attn_implementation == implementation  # type: ignore[union-attr]
+    assert all(type(p) is nn.Parameter for p in model.parameters())
+    return Artifact(model, spec, out / lowered.files[0], lowered)
+
+
+@pytest.fixture(scope="module")
+def moe_fp32(tiny_qwen3_moe: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return _lower(tiny_qwen3_moe, "fp32", tmp_path_factory.mktemp("moe_fp32"))
+
+
+@pytest.fixture(scope="module")
+def moe_int8(tiny_qwen3_moe: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return _lower(tiny_qwen3_moe, "int8", tmp_path_factory.mktemp("moe_int8"))
+
+
+@pytest.fixture(scope="module")
+def dense_fp32(tiny_qwen3: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return _lower(tiny_qwen3, "fp32", tmp_path_factory.mktemp("dense_fp32"))
+
+
+@pytest.fixture(scope="module")
+def dense_int8(tiny_qwen3: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return _lower(tiny_qwen3, "int8", tmp_path_factory.mktemp("dense_int8"))
+
+
+def _tokens(seed: int = 0) -> Any:
+    return np.random.default_rng(seed).integers(0, V, SPANS[-1][1])
+
+
+def _both(one: TokenLogits, other: TokenLogits) -> tuple[Any, Any]:
+    """Prefill, single steps and longer pieces, each continuing the last: logits (N, V) of both."""
+    tokens = _tokens()
+    one.reset(), other.reset()
+    pairs = [
+        (one.forward(tokens[a:b], a), other.forward(tokens[a:b], a)) for a, b in SPANS
+    ]
+    return np.stack([p[0] for p in pairs]), np.stack([p[1] for p in pairs])
+
+
+def _mean_kl(reference: Any, logits: Any) -> float:
+    p, q = (torch.from_numpy(x).double().log_softmax(-1) for x in (reference, logits))
+    return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+@pytest.mark.parametrize("name", ["moe_fp32", "dense_fp32"])
+def test_fp32_equals_eager_at_every_length(name: str, request: pytest.FixtureRequest) -> None:
+    artifact: Artifact = request.getfixturevalue(name)
+    expected, logits = _both(artifact.reference(), artifact.runtime())
+    assert np.abs(expected - logits).max() <= 1e-5
+    # and transformers' own forward with its own cache, nothing of ours in between
+    stock, logits = _both(TorchRuntime(artifact.model, T), artifact.runtime())
+    assert np.abs(stock - logits).max() <= 1e-5
+
+
+def test_going_back_hides_what_was_after(moe_fp32: Artifact) -> None:
+    runtime, tokens = moe_fp32.runtime(), _tokens()
+    first = runtime.forward(tokens[:20], 0)
+    runtime.forward(_tokens(1), 0)  # fills later slots with other tokens
+    assert np.abs(runtime.forward(tokens[:20], 0) - first).max() <= 1e-6
+
+
+def test_a_prompt_of_the_whole_context_runs(moe_fp32: Artifact) -> None:
+    tokens = np.arange(T) % V
+    expected = TorchRuntime(moe_fp32.model, T).forward(tokens, 0)
+    assert np.abs(moe_fp32.runtime().forward(tokens, 0) - expected).max() <= 1e-5
+
+
+def _assert_int8_close(artifact: Artifact) -> None:
+    tolerance = EXECUTORCH.tolerance(artifact.spec)
+    expected, logits = _both(artifact.reference(), artifact.runtime())
+    assert np.abs(expected - logits).max() <= 0.1  # logits reach 1 here
+    assert _mean_kl(expected, logits) <= min(1e-3, tolerance.kl)
+    fp32 = EXECUTORCH.reference(artifact.model, family_of(artifact.model), ExportSpec("fp32", T))
+    exact, _ = _both(fp32, artifact.runtime())
+    assert not np.allclose(exact, logits, atol=1e-4)  # it is quantized indeed
+    assert _mean_kl(exact, logits) <= 0.01
+
+
+def test_int8_is_close_to_quantized_eager(moe_int8: Artifact) -> None:
+    _assert_int8_close(moe_int8)
+
+
+def _moe_parameter_counts(model: Any) -> tuple[int, int]:
+    """Return the elements that are to be int8 and fp32, from the shapes in the config."""
+    c = model.config
+    heads = (2 * c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim * c.hidden_size
+    experts = c.num_experts * 3 * c.moe_intermediate_size * c.hidden_size
+    quantized = c.num_hidden_layers * (heads + experts) + 2 * c.vocab_size * c.hidden_size
+    router = c.num_experts * c.hidden_size
+    norms = 2 * c.hidden_size + 2 * c.head_dim
+    return quantized, c.num_hidden_layers * (router + norms) + c.hidden_size
+
+
+def test_int8_share_counts_what_the_file_stores(moe_int8: Artifact) -> None:
+    quantized, kept = _moe_parameter_counts(moe_int8.model)
+    weights = moe_int8.lowered.weights
+    assert weights.bytes_by_dtype["int8"] == quantized
+    assert weights.bytes_by_dtype["float32"] == 4 * kept
+    assert weights.share_at_precision == pytest.approx(quantized / (quantized + 4 * kept))
+    assert weights.share_at_precision >= 0.95
+    # one scale an output row, float32: rows of all quantized matrices
+    c = moe_int8.model.config
+    rows = (c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim + 2 * c.hidden_size
+    rows += 2 * c.num_experts * c.moe_intermediate_size
+    assert weights.bytes_by_dtype["scales"] == 4 * (c.num_hidden_layers * rows + 2 * c.vocab_size)
+
+
+def test_fp32_file_stores_each_parameter_once(moe_fp32: Artifact) -> None:
+    quantized, kept = _moe_parameter_counts(moe_fp32.model)
+    stored = moe_fp32.lowered.weights.bytes_by_dtype
+    # the tied embedding is there twice: once for the lookup, once packed for the head
+    assert stored == {"float32": 4 * (quantized + kept)}
+
+
+@pytest.mark.parametrize("name", ["moe_fp32", "moe_int8"])
+def test_counted_bytes_are_the_file(name: str, request: pytest.FixtureRequest) -> None:
+    artifact: Artifact = request.getfixturevalue(name)
+    size = artifact.path.stat().st_size
+    stored = sum(len(constant.data) for constant in stored_constants(read_pte(artifact.path)))
+    counted = sum(artifact.lowered.weights.bytes_by_dtype.values())
+    assert counted <= stored <= size
+    assert size - stored < 90_000  # graph text and alignment, the same for any width
+
+
+def test_experts_are_stored_as_int8(moe_int8: Artifact) -> None:
+    blobs = [c.data for c in stored_constants(read_pte(moe_int8.path)) if c.dtype == "int8"]
+    for _, path, block in _sparse_blocks(moe_int8.model):
+        gate, up = block.experts.gate_up_proj.detach().chunk(2, dim=1)
+        hidden = gate.shape[-1]
+        rows = torch.cat([gate.reshape(-1, hidden), up.reshape(-1, hidden)])
+        down = block.experts.down_proj.detach().permute(1, 0, 2).reshape(hidden, -1)
+        for weight in (rows, down):
+            assert any(_dequantizes_to(blob, weight) for blob in blobs), path
+
+
+def _sparse_blocks(model: Any) -> list[tuple[int, str, Any]]:
+    from mobilekit.models.families.qwen3_moe import sparse_blocks
+
+    return sparse_blocks(model)
+
+
+def _dequantizes_to(blob: bytes, weight: torch.Tensor) -> bool:
+    """Tell whether the bytes are the matrix to within half a step of a symmetric 8-bit grid."""
+    if len(blob) != weight.numel():
+        return False
+    steps = torch.frombuffer(bytearray(blob), dtype=torch.int8).view_as(weight).double()
+    exact = weight.double()
+    scale = (steps * exact).sum(1, keepdim=True) / (steps * steps).sum(1, keepdim=True)
+    return bool(((steps * scale - exact).abs() <= 0.51 * exact.abs().amax(1, keepdim=True) / 127).all())
+
+
+def test_routers_stay_in_fp32(moe_int8: Artifact) -> None:
+    blobs = [c.data for c in stored_constants(read_pte(moe_int8.path)) if c.dtype == "float32"]
+    for _, path, block in _sparse_blocks(moe_int8.model):
+        assert block.gate.weight.detach().numpy().tobytes() in blobs, path
+
+
+def test_metadata_methods_of_the_stock_runner(moe_fp32: Artifact) -> None:
+    from executorch.runtime import Runtime
+
+    program = Runtime.get().load_program(moe_fp32.path)
+
+    def value(name: str) -> Any:
+        got = list(program.load_method(name).execute([]))
+        return got if name == "get_eos_ids" else got[0]
+
+    assert {name: value(name) for name in program.method_names - {"forward"}} == {
+        "get_vocab_size": V,
+        "get_max_seq_len": T - 1,
+        "get_max_context_len": T,
+        "get_n_layers": 2,
+        "get_bos_id": 5,
+        "get_eos_ids": [0, 3],
+        "use_kv_cache": True,
+        "use_sdpa_with_kv_cache": False,
+        "enable_dynamic_shape": True,
+    }
+    # what is declared runs, in one call
+    tokens = torch.ones(1, T - 1, dtype=torch.long)
+    (logits,) = program.load_method("forward").execute([tokens, torch.zeros(1, dtype=torch.long)])
+    assert logits.shape == (1, 1, V)
+
+
+def test_few_delegates(moe_fp32: Artifact, moe_int8: Artifact) -> None:
+    """Per layer: before the cache, attention, experts; each cut costs time at every token."""
+    for artifact in (moe_fp32, moe_int8):
+        assert artifact.lowered.settings["delegates"] <= 5 * 2
+
+
+def test_a_sound_file_has_no_diverging_layer(moe_fp32: Artifact, moe_int8: Artifact) -> None:
+    for artifact in (moe_fp32, moe_int8):
+        assert artifact.diagnose(artifact.model) is None
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_changed_layer_of_the_file_is_named(
+    moe_fp32: Artifact, tmp_path: Path, layer: int
+) -> None:
+    weight = moe_fp32.model.model.layers[layer].self_attn.o_proj.weight.detach().numpy()
+    data = moe_fp32.path.read_bytes()
+    assert data.count(weight.tobytes()) == 1
+    broken = tmp_path / "model.pte"
+    broken.write_bytes(data.replace(weight.tobytes(), (1.5 * weight).tobytes()))
+    assert moe_fp32.diagnose(moe_fp32.model, broken) == f"model.layers.{layer}"
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_changed_layer_is_named_in_int8(moe_int8: Artifact, layer: int) -> None:
+    changed = copy.deepcopy(moe_int8.model)
+    with torch.no_grad():
+        changed.model.layers[layer].self_attn.o_proj.weight.mul_(-20)
+    assert moe_int8.diagnose(changed) == f"model.layers.{layer}"
+
+
+def test_a_changed_embedding_is_named(moe_fp32: Artifact) -> None:
+    changed = copy.deepcopy(moe_fp32.model)
+    with torch.no_grad():
+        changed.model.embed_tokens.weight.mul_(2)
+    assert moe_fp32.diagnose(changed) == "model.embed_tokens"
+
+
+def test_a_damaged_file_cannot_be_read(moe_fp32: Artifact, tmp_path: Path) -> None:
+    broken = tmp_path / "model.pte"
+    broken.write_bytes(moe_fp32.path.read_bytes()[:5000])
+    with pytest.raises(InvalidInputError):
+        read_pte(broken)
+
+
+def test_grouped_attention_is_attention() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    for heads, groups, length, slots in [(4, 2, 3, 7), (6, 2, 1, 5), (4, 4, 5, 5), (4, 1, 2, 9)]:
+        query, key, value = (
+            normal(1, heads, length, 8),
+            normal(1, groups, slots, 8),
+            normal(1, groups, slots, 8),
+        )
+        mask = torch.arange(slots)[None] <= torch.arange(slots - length, slots)[:, None]
+        expected = torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, mask[None, None], scale=0.3, enable_gqa=True
+        )
+        output, _ = grouped_attention(
+            nn.Identity(), query, key, value, mask[None, None], scaling=0.3
+        )
+        assert torch.allclose(output, expected.transpose(1, 2), atol=1e-6)
+
+
+def test_reference_does_not_touch_the_model(tiny_qwen3_moe: nn.Module) -> None:
+    before = {name: value.clone() for name, value in tiny_qwen3_moe.state_dict().items()}
+    for precision in EXECUTORCH.precisions:
+        EXECUTORCH.reference(tiny_qwen3_moe, family_of(tiny_qwen3_moe), ExportSpec(precision, T))
+    after = tiny_qwen3_moe.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert not any(isinstance(m, StaticMoE) for m in tiny_qwen3_moe.modules())
+
+
+@pytest.mark.slow
+def test_dense_int8_is_close_to_quantized_eager(dense_int8: Artifact) -> None:
+    _assert_int8_close(dense_int8)
+    assert dense_int8.lowered.weights.share_at_precision >= 0.95
+    assert dense_int8.diagnose(dense_int8.model) is None
