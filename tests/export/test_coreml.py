@@ -14,7 +14,6 @@ from torch import nn
 
 pytest.importorskip("coremltools")
 
-from mobilekit.core.files import sha256_tree  # noqa: E402 - after the skip
 from mobilekit.export.backends.base import ExportSpec, Lowered  # noqa: E402
 from mobilekit.export.backends.coreml import COREML  # noqa: E402
 from mobilekit.export.backends.coreml.backend import export_programs  # noqa: E402
@@ -22,6 +21,8 @@ from mobilekit.export.backends.coreml.reference import (  # noqa: E402
     eager_module,
     fake_quantize,
 )
+
+from mobilekit.core.files import sha256_tree  # noqa: E402 - after the skip
 from mobilekit.models.families import Family, family_of  # noqa: E402
 from mobilekit.runtime.coreml import CoreMLRuntime  # noqa: E402
 from mobilekit.runtime.mil import load_program, load_spec  # noqa: E402

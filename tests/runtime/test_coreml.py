@@ -224,7 +224,8 @@ def test_manifest_cannot_point_outside(toy_package: Path, tmp_path: Path) -> Non
     shutil.copytree(toy_package, package)
     manifest = package / "Manifest.json"
     manifest.write_text(
-        manifest.read_text().replace("com.apple.CoreML/model.mlmodel", "../../model.mlmodel")
+        manifest.read_text()
+        .replace("com.apple.CoreML/model.mlmodel", "../../model.mlmodel")
         .replace("com.apple.CoreML\\/model.mlmodel", "../../model.mlmodel")
     )
     with pytest.raises(InvalidInputError, match="leaves the directory"):

@@ -81,9 +81,7 @@ CASES: dict[str, Case] = {
         lambda x, y, i: torch.from_numpy(WEIGHT)[i.long()],
     ),
     "gather_along_axis": (
-        lambda x, y, i: mb.gather_along_axis(
-            x=x, indices=np.ones((2, 3, 1), np.int32) * 2, axis=2
-        ),
+        lambda x, y, i: mb.gather_along_axis(x=x, indices=np.ones((2, 3, 1), np.int32) * 2, axis=2),
         lambda x, y, i: x[:, :, 2:3],
     ),
     "gelu": (lambda x, y, i: mb.gelu(x=x, mode="EXACT"), lambda x, y, i: F.gelu(x)),

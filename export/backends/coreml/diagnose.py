@@ -80,9 +80,7 @@ def _eager_outputs(module: Any, layers: list[str], chunk: int, tokens: list[int]
     return [np.concatenate(rows) for rows in seen]
 
 
-def _package_outputs(
-    path: Path, count: int, chunk: int, tokens: list[int]
-) -> dict[int, Array]:
+def _package_outputs(path: Path, count: int, chunk: int, tokens: list[int]) -> dict[int, Array]:
     """Return the outputs of every layer that can be found in the package's functions."""
     functions = load_functions(path)
     states = functions["decode"].zero_states()

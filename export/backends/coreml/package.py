@@ -1,4 +1,4 @@
-"""Two converted programs → one multifunction package whose bytes depend on nothing but the model."""
+"""Two converted programs → one multifunction package; its bytes depend on the model alone."""
 
 from __future__ import annotations
 
@@ -122,6 +122,8 @@ def _normalise(package: Path, layers: tuple[str, ...]) -> None:
     manifest = read_json(package / "Manifest.json")
     entries = manifest["itemInfoEntries"]
     names = {key: str(uuid.uuid5(uuid.NAMESPACE_URL, e["path"])) for key, e in entries.items()}
-    manifest["itemInfoEntries"] = {names[key]: entries[key] for key in sorted(entries, key=names.get)}
+    manifest["itemInfoEntries"] = {
+        names[key]: entries[key] for key in sorted(entries, key=names.__getitem__)
+    }
     manifest["rootModelIdentifier"] = names[manifest["rootModelIdentifier"]]
     atomic_write_json(package / "Manifest.json", manifest)

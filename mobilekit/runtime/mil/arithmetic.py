@@ -1,5 +1,7 @@
-"""MIL operations that compute. The evaluator hands them fp32 where the program says fp16 and rounds
-their result once: that is what fp16 hardware with fp32 accumulators does.
+"""MIL operations that compute.
+
+The evaluator hands them fp32 where the program says fp16 and rounds their result once: that is what
+fp16 hardware with fp32 accumulators does.
 
 One function an operation, its arguments named as in the MIL specification.
 """

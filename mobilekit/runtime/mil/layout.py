@@ -64,9 +64,7 @@ def gather(
     return np.stack(rows).reshape(*lead, *rows[0].shape)
 
 
-def gather_along_axis(
-    x: Array, indices: Array, axis: int, validate_indices: bool = False
-) -> Array:
+def gather_along_axis(x: Array, indices: Array, axis: int, validate_indices: bool = False) -> Array:
     """Take single entries along an axis."""
     return np.take_along_axis(x, indices, axis=axis)
 
