@@ -51,8 +51,9 @@ class Budget(StrictModel):
     """What at least one artifact must fit into; the run fails (exit 1) otherwise."""
 
     file_mb: float | None = Field(None, gt=0, description="File size in MB (10^6 bytes).")
-    peak_memory_mb: float | None = Field(None, gt=0, description="Measured peak, MB.")
-    device: str = "host"
+    peak_memory_mb: float | None = Field(
+        None, gt=0, description="Measured peak that the model adds to its process, MB."
+    )
 
 
 EvaluateConfig = Annotated[PerplexityConfig | MobileMMLUConfig, Field(discriminator="suite")]

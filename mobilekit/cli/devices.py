@@ -13,5 +13,9 @@ def main() -> Answer:
     from mobilekit import profile
 
     found = profile.list_devices()
-    rows = [[str(d.get("name")), str(d.get("class")), str(d.get("cpu_model"))] for d in found]
-    return Answer(found, headers=("device", "class", "processor"), rows=rows)
+    rows = []
+    for entry in found:
+        facts = entry["device"]
+        state = "ready" if entry["available"] else entry["reason"]
+        rows.append([entry["name"], state, facts.get("class", ""), facts.get("cpu", "")])
+    return Answer(found, headers=("device", "state", "class", "processor"), rows=rows)

@@ -51,4 +51,5 @@ def choose_dtype(name: str = "auto") -> torch.dtype | None:
             f"unknown dtype '{name}'{did_you_mean(name, DTYPES)}",
             hint=f"Use one of: {', '.join(DTYPES)}.",
         )
-    return None if name == "auto" else getattr(torch, name)  # type: ignore[no-any-return]
+    dtype: torch.dtype | None = None if name == "auto" else getattr(torch, name)
+    return dtype

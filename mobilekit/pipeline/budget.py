@@ -14,7 +14,7 @@ def check_budget(budget: Budget | None, root: Path) -> list[str]:
     """Return what is over the budget, empty where at least one artifact fits."""
     if budget is None or not (root / "bundle").is_dir():
         return []
-    peaks = _measured_peaks(root)
+    peaks = _added_peaks(root)
     reasons = []
     for item in open_bundle(root / "bundle").manifest.artifacts:
         size = sum(record.bytes for record in item.files) / 1e6
@@ -33,11 +33,17 @@ def check_budget(budget: Budget | None, root: Path) -> list[str]:
     return [f"no artifact fits the budget of {', '.join(limits)} ({'; '.join(reasons)})"]
 
 
-def _measured_peaks(root: Path) -> dict[str, int]:
+def _added_peaks(root: Path) -> dict[str, int]:
+    """Return what each artifact adds to its process at its peak: peak less baseline.
+
+    The baseline holds Python and its imports, which are not on a phone.
+    """
     peaks: dict[str, int] = {}
     for path in sorted((root / "results").glob("profile-*.json")):
         result = Result.parse(read_json(path), str(path))
-        if result.memory is not None and result.memory.peak_bytes is not None:
-            known = peaks.get(result.artifact.id, 0)
-            peaks[result.artifact.id] = max(known, result.memory.peak_bytes)
+        memory = result.memory
+        if memory is None or memory.peak_bytes is None or memory.baseline_bytes is None:
+            continue
+        added = memory.peak_bytes - memory.baseline_bytes
+        peaks[result.artifact.id] = max(peaks.get(result.artifact.id, 0), added)
     return peaks

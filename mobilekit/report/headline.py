@@ -9,7 +9,7 @@ from typing import Literal
 from .evidence import Evidence
 from .numbers import Change, change, count, percent, rate, significant, size
 from .quality import CHANCE, accuracy_of, compare, perplexity_interval, perplexity_of
-from .subjects import Subject, baseline, shipped, spread
+from .subjects import Subject, added_bytes, baseline, shipped, spread
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,9 @@ def _decode_tile(old: Subject | None, new: Subject | None) -> Tile:
 
 def _memory_tile(old: Subject | None, new: Subject | None) -> Tile:
     one, two = (s.memory() if s else None for s in (old, new))
-    label = "Peak memory"
-    before, after = (m.peak_bytes if m else None for m in (one, two))
-    tile = _tile(label, before, after, size, better="lower", note=two.counter if two else "")
+    label = "Memory added"
+    before, after = (added_bytes(m) for m in (one, two))
+    tile = _tile(label, before, after, size, better="lower", note=f"{two.counter}, peak less baseline" if two else "")
     if one is not None and two is not None and one.counter != two.counter:
         note = f"{one.counter} before, {two.counter} after: not comparable"
         return replace(tile, change=None, note=note)

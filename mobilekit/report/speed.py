@@ -9,7 +9,7 @@ from mobilekit.schema.result import EnergyRecord
 
 from .charts import Bar, Strip, bars, strips
 from .numbers import MISSING, milliseconds, rate, significant, size
-from .subjects import Phase, Subject, per_token_ms, spread, throughput
+from .subjects import Phase, Subject, added_bytes, per_token_ms, spread, throughput
 from .tables import Cell, Table, num, plain, table
 
 _LATENCY_COLUMNS = ("Model or artifact", "p50", "p90", "p99", "mean ± std", "samples", "rate")
@@ -80,11 +80,11 @@ def _memory_bars(found: Sequence[Subject]) -> str | None:
     items = []
     for subject in found:
         record = subject.memory()
-        peak = record.peak_bytes if record else None
-        items.append(Bar(subject.name, peak, size(peak), subject.kind, missing=_why(subject)))
+        added = added_bytes(record)
+        items.append(Bar(subject.name, added, size(added), subject.kind, missing=_why(subject)))
     if all(item.value is None for item in items):
         return None
-    return bars("Peak memory of the process of each model and artifact; less is better", items)
+    return bars("Memory that each model and artifact adds to its process at the peak; less is better", items)
 
 
 def _why(subject: Subject) -> str:
@@ -161,7 +161,7 @@ def _memory_table(found: Sequence[Subject]) -> Table | None:
         if record is None:
             continue
         peak, start = record.peak_bytes, record.baseline_bytes
-        added = None if peak is None or start is None else peak - start
+        added = added_bytes(record)
         cells = [num(size(start)), num(size(peak), record.reason or ""), num(size(added))]
         rows.append([subject.name, Cell(record.counter, "short"), *cells])
     columns = ("Model or artifact", "Counter", "Baseline", "Peak", "Peak − baseline")

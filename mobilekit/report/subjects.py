@@ -198,3 +198,13 @@ def shipped(found: Sequence[Subject]) -> Subject | None:
 
 def _measured_kinds(subject: Subject) -> set[str]:
     return {r.kind for r in subject.results if not r.metrics.get("skipped")}
+
+
+def added_bytes(record: MemoryRecord | None) -> int | None:
+    """Return the memory that a model adds to its process: peak less baseline, where both are known.
+
+    The baseline holds the interpreter and its imports, which are not on a phone.
+    """
+    if record is None or record.peak_bytes is None or record.baseline_bytes is None:
+        return None
+    return record.peak_bytes - record.baseline_bytes

@@ -1,4 +1,4 @@
-"""An export program run eagerly: the reference that an artifact of the same precision is held to."""
+"""An export program run eagerly: what an artifact of the same precision is held to."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class EagerProgram:
         name: Name of the reference: "eager-fp32", or "eager-int8" for a quantized module.
     """
 
-    version = torch.__version__
+    version = str(torch.__version__)
 
     def __init__(
         self,

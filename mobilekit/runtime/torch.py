@@ -40,7 +40,7 @@ class TorchRuntime:
         check_span(len(tokens), position, self.context_length)
         held = int(self._cache.get_seq_length())
         if position < held:
-            self._cache.crop(position)
+            self._cache.crop(position - held)  # a negative count: so many positions go
         output = self.model(
             input_ids=self._ids(tokens),
             past_key_values=self._cache,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import Field
 
 from mobilekit.core.strict import StrictModel
 
-BUNDLE_SCHEMA = "mobilekit.bundle/1"
+BUNDLE_SCHEMA: Final = "mobilekit.bundle/1"
 MANIFEST_FILE = "manifest.json"
 
 # task -> interface, fixed: apps and hosts are written once for each
@@ -86,7 +86,7 @@ class Deviation(StrictModel):
 class GreedyRecord(StrictModel):
     """Greedy continuations beside eager's.
 
-    A divergence is ``excused`` where eager's top-2 gap is below twice the measured error.
+    In fp32, a divergence is ``excused`` where eager's top-2 gap is below twice the measured error.
     """
 
     prompts: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,7 +11,7 @@ from mobilekit.core.errors import InvalidInputError
 from mobilekit.core.files import read_json
 from mobilekit.core.strict import StrictModel
 
-PLAN_SCHEMA = "mobilekit.plan/1"
+PLAN_SCHEMA: Final = "mobilekit.plan/1"
 PLAN_FILE = "plan.json"
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import Field, model_validator
 
 from mobilekit.core.strict import StrictModel
 
-RESULT_SCHEMA = "mobilekit.result/1"
+RESULT_SCHEMA: Final = "mobilekit.result/1"
 Letter = Literal["A", "B", "C", "D", ""]
 
 

@@ -121,6 +121,16 @@ def test_header_that_lies(damaged: Path, field: str, value: object) -> None:
     assert "truncated or damaged" in refusal(damaged).message
 
 
+def test_header_whose_tensors_overlap(damaged: Path) -> None:
+    def overlap(header: dict[str, Any]) -> None:
+        first = header["model.layers.0.input_layernorm.weight"]
+        header["model.layers.0.post_attention_layernorm.weight"] = first
+
+    rewrite_header(damaged / "model.safetensors", overlap)
+    with pytest.raises(InvalidInputError, match="truncated or damaged"):
+        read_header(damaged / "model.safetensors")
+
+
 def test_header_longer_than_the_file(damaged: Path) -> None:
     (damaged / "model.safetensors").write_bytes(struct.pack("<Q", 1 << 62) + b"{}")
     assert "truncated or damaged" in refusal(damaged).message

@@ -47,8 +47,9 @@ def first_diverging_layer(
 def _relative_error(expected: Array, found: Array) -> float:
     """Return the relative root mean square of the difference; infinite where not finite."""
     wide = expected.astype(np.float64)
-    error = np.linalg.norm(found.astype(np.float64) - wide) / max(np.linalg.norm(wide), 1e-30)
-    return float(error) if np.isfinite(error) else float("inf")
+    scale = max(float(np.linalg.norm(wide)), 1e-30)
+    error = float(np.linalg.norm(found.astype(np.float64) - wide)) / scale
+    return error if np.isfinite(error) else float("inf")
 
 
 def _eager_outputs(module: Any, layers: list[str], chunk: int, tokens: list[int]) -> list[Array]:

@@ -122,8 +122,7 @@ def _normalise(package: Path, layers: tuple[str, ...]) -> None:
     manifest = read_json(package / "Manifest.json")
     entries = manifest["itemInfoEntries"]
     names = {key: str(uuid.uuid5(uuid.NAMESPACE_URL, e["path"])) for key, e in entries.items()}
-    manifest["itemInfoEntries"] = {
-        names[key]: entries[key] for key in sorted(entries, key=names.__getitem__)
-    }
+    renamed = {names[key]: entry for key, entry in entries.items()}
+    manifest["itemInfoEntries"] = dict(sorted(renamed.items()))
     manifest["rootModelIdentifier"] = names[manifest["rootModelIdentifier"]]
     atomic_write_json(package / "Manifest.json", manifest)

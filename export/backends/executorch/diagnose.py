@@ -116,7 +116,7 @@ def record(path: Path, ids: Tensor, *, cache_bytes: int) -> list[Tensor]:
 
 
 def relative_error(recorded: list[Tensor], expected: Tensor) -> float:
-    """Return the least error of any recorded tensor of that shape, relative to the largest value."""
+    """Return the least error of a recorded tensor of that shape over the largest value."""
     scale = float(expected.abs().max()) or 1.0
     errors = [float((t - expected).abs().max()) for t in recorded if t.shape == expected.shape]
     return min(errors, default=float("inf")) / scale

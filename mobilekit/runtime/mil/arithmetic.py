@@ -19,14 +19,14 @@ from .layout import Array
 def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     """Return ``x @ weight.T + bias``."""
     y = np.matmul(x, weight.T)
-    return y if bias is None else y + bias
+    return np.asarray(y if bias is None else y + bias)
 
 
 def matmul(x: Array, y: Array, transpose_x: bool = False, transpose_y: bool = False) -> Array:
     """Return the batched matrix product."""
     left = np.swapaxes(x, -1, -2) if transpose_x else x
     right = np.swapaxes(y, -1, -2) if transpose_y else y
-    return np.matmul(left, right)
+    return np.asarray(np.matmul(left, right))
 
 
 def scaled_dot_product_attention(
@@ -38,7 +38,7 @@ def scaled_dot_product_attention(
         scores = np.where(attn_mask, scores, -np.inf)
     elif attn_mask is not None:
         scores = scores + attn_mask
-    return np.matmul(softmax(scores), value)
+    return np.asarray(np.matmul(softmax(scores), value))
 
 
 def softmax(x: Array, axis: int = -1) -> Array:
@@ -95,22 +95,22 @@ def gelu(x: Array, mode: str = "EXACT") -> Array:
 
 def inverse(x: Array, epsilon: float = 1e-4) -> Array:
     """Return ``1 / (x + epsilon)``."""
-    return 1 / (x + np.asarray(epsilon, x.dtype))
+    return np.asarray(1 / (x + np.asarray(epsilon, x.dtype)))
 
 
 def log(x: Array, epsilon: float = 1e-45) -> Array:
     """Return ``log(x + epsilon)``."""
-    return np.log(x + np.asarray(epsilon, x.dtype))
+    return np.asarray(np.log(x + np.asarray(epsilon, x.dtype)))
 
 
 def real_div(x: Array, y: Array) -> Array:
     """Return the quotient."""
-    return np.true_divide(x, y)
+    return np.asarray(np.true_divide(x, y))
 
 
 def rsqrt(x: Array, epsilon: float = 1e-12) -> Array:
     """Return ``1 / sqrt(x + epsilon)``."""
-    return 1 / np.sqrt(x + np.asarray(epsilon, x.dtype))
+    return np.asarray(1 / np.sqrt(x + np.asarray(epsilon, x.dtype)))
 
 
 def sigmoid(x: Array) -> Array:
@@ -125,7 +125,7 @@ def silu(x: Array) -> Array:
 
 def softplus(x: Array) -> Array:
     """Return ``log(1 + exp(x))``."""
-    return np.logaddexp(x, np.zeros_like(x))
+    return np.asarray(np.logaddexp(x, np.zeros_like(x)))
 
 
 def relu(x: Array) -> Array:
@@ -199,7 +199,7 @@ _BINARY = {
     "pow": np.power,
     "sub": np.subtract,
 }
-_REDUCTIONS = {
+_REDUCTIONS: dict[str, Callable[..., Any]] = {
     "reduce_max": np.max,
     "reduce_mean": np.mean,
     "reduce_min": np.min,

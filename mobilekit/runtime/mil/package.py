@@ -9,6 +9,7 @@ from typing import Any
 
 from mobilekit.core.errors import InvalidInputError, MobileKitError
 from mobilekit.core.files import read_json, safe_join
+from mobilekit.core.optional import require
 
 from .program import MilFunction
 from .tools import coremltools, quiet
@@ -27,12 +28,12 @@ def load_spec(path: Path) -> Any:
     model_path = root_model(path)
     coremltools()
     from coremltools import proto
-    from google.protobuf.message import DecodeError
 
+    decode_error = require("google.protobuf.message", extra="coreml").DecodeError
     spec = proto.Model_pb2.Model()
     try:
         spec.ParseFromString(model_path.read_bytes())
-    except DecodeError:
+    except decode_error:
         raise _damaged(path, f"{model_path.name} cannot be parsed") from None
     if spec.WhichOneof("Type") != "mlProgram" or not spec.mlProgram.functions:
         raise _damaged(path, f"{model_path.name} holds no ML program")

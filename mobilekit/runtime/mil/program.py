@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from mobilekit.core.errors import MobileKitError
+from mobilekit.core.errors import NotExecutableError
 
 from . import arithmetic, layout
 from .layout import Array
 
 
-class UnsupportedMilOp(MobileKitError):  # noqa: N818 - it names what is not supported
+class UnsupportedMilOp(NotExecutableError):  # noqa: N818 - it names what is not supported
     """An operation, or a control-flow block, that the evaluator has no function for."""
 
 
@@ -234,4 +234,5 @@ def _is_state(var: Any) -> bool:
 def _dtype(var: Any) -> np.dtype[Any]:
     from coremltools.converters.mil.mil import types
 
-    return np.dtype(types.nptype_from_builtin(var.dtype))
+    dtype: np.dtype[Any] = np.dtype(types.nptype_from_builtin(var.dtype))
+    return dtype
