@@ -17,6 +17,7 @@ pytest.importorskip("coremltools")
 from mobilekit.export.backends.base import ExportSpec, Lowered  # noqa: E402
 from mobilekit.export.backends.coreml import COREML  # noqa: E402
 from mobilekit.export.backends.coreml.backend import export_programs  # noqa: E402
+from mobilekit.export.backends.coreml.convert import capture  # noqa: E402
 from mobilekit.export.backends.coreml.reference import (  # noqa: E402
     eager_module,
     fake_quantize,
@@ -101,9 +102,8 @@ def _errors(one: Any, other: Any) -> np.ndarray:
     )
 
 
-# measured 2e-5 in fp32 (where the fp16 cache rounds another way) and 4e-2 with fp16 arithmetic,
-# on logits up to 7
-BOUNDS = {"fp32": 1e-3, "int8": 0.1}
+# measured 6e-6 in fp32 and 1.7e-3 with fp16 arithmetic, on logits up to 0.5
+BOUNDS = {"fp32": 1e-4, "int8": 1e-2}
 
 
 def test_logits_equal_the_reference_of_the_same_precision(case: Case) -> None:
@@ -273,15 +273,13 @@ def test_what_fp16_cannot_hold_is_computed_in_fp32(moe_int8: Case) -> None:
             assert dtypes[kind] == {"fp16"}, kind
 
 
-def test_model_is_left_as_it_was(tiny_qwen3: nn.Module, tmp_path: Path) -> None:
+def test_model_is_left_as_it_was(tiny_qwen3: nn.Module) -> None:
     model = copy.deepcopy(tiny_qwen3)
     before = {n: t.clone() for n, t in model.state_dict().items()}
     modules = [(n, type(m)) for n, m in model.named_modules()]
     family, spec = family_of(model), ExportSpec("int8", CONTEXT)
     COREML.reference(model, family, spec).forward(TOKENS[:5], 0)
     for program in export_programs(model, family, spec).values():
-        from mobilekit.export.backends.coreml.convert import capture
-
         capture(program)
     assert [(n, type(m)) for n, m in model.named_modules()] == modules
     for name, tensor in model.state_dict().items():

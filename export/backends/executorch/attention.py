@@ -25,7 +25,7 @@ def grouped_attention(
     attention_mask: Tensor,
     *,
     scaling: float,
-    **_: Any,
+    **unused: Any,
 ) -> tuple[Tensor, None]:
     """Return the attention's output, shape (1, S, H, Dh), and no weights.
 
@@ -36,6 +36,8 @@ def grouped_attention(
         value: Shape (1, Hk, T, Dh).
         attention_mask: Shape (1, 1, S, T), bool, true where visible; each row has one true.
         scaling: Factor of the scores.
+        unused: What else the models hand to an attention (dropout, sliding window); the mask
+            says all of it for a program in eval mode.
     """
     _, heads, length, head_dim = query.shape
     groups, slots = key.shape[1:3]
@@ -59,6 +61,6 @@ def use_grouped_attention_(module: nn.Module) -> None:
     """
     AttentionInterface.register(NAME, grouped_attention)
     for child in module.modules():
-        config = getattr(child, "config", None)
+        config: Any = getattr(child, "config", None)
         if hasattr(config, "_attn_implementation"):
             config._attn_implementation = NAME

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from mobilekit.models.families import Program
 from mobilekit.runtime.executorch import METHOD, load_program
 
-# Largest error of a sound layer's hidden state, relative to its largest value.
-_RELATIVE = {"fp32": 1e-3, "int8": 0.1}
+# Largest error of a sound layer's hidden state, as a share of its norm. Measured on the embedded
+# model and on random ones: fp32 up to 1e-6, int8 up to 0.006.
+_RELATIVE = {"fp32": 1e-4, "int8": 0.05}
 _TAPPED_TOKENS = 16  # enough to see a fault, few enough to record everything
 _TRACE_BYTES = 1 << 26
 
@@ -63,9 +64,10 @@ def hidden_states(program: Program, ids: Tensor) -> list[tuple[str, list[Tensor]
     children = program.module.get_submodule(parent).named_children()
     siblings = [f"{parent}.{name}" for name, _ in children]
     after = siblings[siblings.index(program.layers[0].rpartition(".")[0]) + 1 :]
-    with _captured(program.module, [*program.layers, *after]) as (inputs, outputs), torch.no_grad():
-        program.module.reset()
-        program.module(ids, torch.zeros(1, dtype=torch.long))
+    module: Any = program.module
+    with _captured(module, [*program.layers, *after]) as (inputs, outputs), torch.no_grad():
+        module.reset()
+        module(ids, torch.zeros(1, dtype=torch.long))
     stages = [(siblings[0], [inputs[program.layers[0]]])]
     stages += [(layer, [inputs[successor]]) for layer, successor in pairwise(program.layers)]
     shape = inputs[program.layers[0]].shape
@@ -116,9 +118,13 @@ def record(path: Path, ids: Tensor, *, cache_bytes: int) -> list[Tensor]:
 
 
 def relative_error(recorded: list[Tensor], expected: Tensor) -> float:
-    """Return the least error of a recorded tensor of that shape over the largest value."""
-    scale = float(expected.abs().max()) or 1.0
-    errors = [float((t - expected).abs().max()) for t in recorded if t.shape == expected.shape]
+    """Return the least error of a recorded tensor of that shape, as a share of its norm.
+
+    A norm over all tokens, not a maximum: where a quantized file takes another, near-tied expert
+    for a single token, that is no fault of the layer.
+    """
+    scale = float(expected.norm()) or 1.0
+    errors = [float((t - expected).norm()) for t in recorded if t.shape == expected.shape]
     return min(errors, default=float("inf")) / scale
 
 

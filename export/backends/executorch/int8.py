@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 # registers quantized_decomposed::embedding_byte, the operator that the runtime has a kernel for
 import executorch.exir.passes._quant_patterns_and_replacements  # noqa: F401
@@ -77,8 +78,8 @@ def _quantized_embedding(embedding: nn.Embedding) -> Int8Embedding:
         IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=PerAxis(0)),
         filter_fn=lambda child, _: isinstance(child, nn.Embedding),
     )
-    weight = holder[0].weight
-    return Int8Embedding(weight.qdata, weight.scale.reshape(-1))  # type: ignore[union-attr,operator,arg-type]
+    weight: Any = holder[0].weight  # torchao's tensor subclass
+    return Int8Embedding(weight.qdata, weight.scale.reshape(-1))
 
 
 def _untie_(module: nn.Module) -> None:
