@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 import mobilekit
 from mobilekit.core.files import atomic_write_json, read_json, sha256_file
 from mobilekit.models import checkpoint_hash, describe
@@ -38,7 +40,8 @@ def seal(
     family = family_for_class(facts["class"])
     plans = read_plans(source / PLAN_FILE) if (source / PLAN_FILE).is_file() else []
     tokenizer = [name for name in _TOKENIZER_FILES if (source / name).is_file()]
-    licences = sorted(path.name for path in source.glob("*LICEN[CS]E*") if path.is_file())
+    for path in source.glob("LICEN[CS]E*"):
+        _copy(source, bundle, path.name, "licences")
     manifest = Manifest(
         task=family.task,
         interface=family.interface,
@@ -47,7 +50,7 @@ def seal(
         tokenizer=tuple(_copy(source, bundle, name, "tokenizer") for name in tokenizer),
         vectors=record(bundle, VECTORS_FILE),
         plans=tuple(plan.to_json() for plan in plans),
-        licences=tuple(_copy(source, bundle, name, "licences").path for name in licences),
+        licences=_licences(source),
         recipe=recipe,
         provenance={"checkpoint": checkpoint_hash(source), "mobilekit": mobilekit.__version__},
     )
@@ -66,6 +69,21 @@ def _copy(source: Path, bundle: Path, name: str, folder: str) -> FileRecord:
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source / name, target)
     return record(bundle, f"{folder}/{name}")
+
+
+def _licences(source: Path) -> tuple[str, ...]:
+    """Return the licences that the checkpoint's model card names in its header, if it has one."""
+    card = source / "README.md"
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    parts = text.split("---", 2)
+    if parts[0].strip() or len(parts) < 3:
+        return ()
+    try:
+        header = yaml.safe_load(parts[1])
+    except yaml.YAMLError:
+        return ()
+    named = header.get("license") if isinstance(header, dict) else None
+    return tuple(str(name) for name in (named if isinstance(named, list) else [named]) if name)
 
 
 def _model_facts(source: Path) -> dict[str, Any]:

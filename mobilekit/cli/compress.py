@@ -35,7 +35,8 @@ def main(
 ) -> Answer:
     """Write a smaller checkpoint.
 
-    Plain transformers loads it too, where its shape is still uniform."""
+    Plain transformers loads it too, where its shape is still uniform.
+    """
     from mobilekit import compress
     from mobilekit.core import console
     from mobilekit.core.errors import UsageError

@@ -33,7 +33,8 @@ def main(
 ) -> Answer:
     """Score a checkpoint or the artifact that ships.
 
-    Perplexity on held-out text, and four-option questions by log-likelihood."""
+    Perplexity on held-out text, and four-option questions by log-likelihood.
+    """
     from mobilekit import evaluate
     from mobilekit.core import console
     from mobilekit.core.files import atomic_directory, atomic_write_json

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 
@@ -27,6 +28,8 @@ COMMANDS = (
     "devices",
 )
 
+# on import they warn about kernels and classes that nothing here uses
+_NOISY = ("torchao", "torch.utils._pytree")
 _EPILOG = "Start here: mobilekit demo   ·   Then: mobilekit init && mobilekit run recipe.yaml"
 
 
@@ -60,6 +63,8 @@ def _root(
 
 def main() -> None:
     """Run the command line and exit."""
+    for name in _NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         build_app()()
     except MobileKitError as error:

@@ -33,7 +33,8 @@ def main(
 ) -> Answer:
     """Measure latency, peak memory and energy.
 
-    Each artifact runs in a fresh process that imports only its own runtime."""
+    Each artifact runs in a fresh process that imports only its own runtime.
+    """
     from mobilekit import profile
     from mobilekit.core.files import atomic_directory, atomic_write_json
 

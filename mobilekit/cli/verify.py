@@ -28,7 +28,8 @@ def main(
 ) -> Answer:
     """Repeat the parity check of a bundle; exit 1 if it fails.
 
-    Checks every checksum, then runs every artifact on the parity vectors again."""
+    Checks every checksum, then runs every artifact on the parity vectors again.
+    """
     from mobilekit import export
     from mobilekit.schema.bundle import open_bundle
 

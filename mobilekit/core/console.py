@@ -88,6 +88,26 @@ def is_interactive() -> bool:
 
 
 @contextlib.contextmanager
+def native_silence() -> Iterator[None]:
+    """Swallow what native libraries write to the process's stderr while the block runs.
+
+    Only for blocks whose failures arrive as exceptions. With ``--verbose`` nothing is swallowed.
+    """
+    if _settings.verbose:
+        yield
+        return
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as sink:
+            os.dup2(sink.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+@contextlib.contextmanager
 def progress(total: float | None, description: str) -> Iterator[Bar]:
     """Show a bar while the block runs; a plain line now and then where there is no terminal."""
     if _settings.quiet:

@@ -78,12 +78,14 @@ def profile_all(context: Context) -> None:
                     warmup=config.warmup,
                     threads=config.threads,
                 )
-                lines = []
+                if all("skipped" in result.metrics for result in results):
+                    lines = ["not profiled"]
+                else:
+                    lines = [profile.summary_line(result) for result in results]
                 for result in results:
                     named = result.model_copy(update={"artifact": subject.ref})
                     name = f"profile-{device}-{subject.id}-{result.workload.id}.json"
                     atomic_write_json(context.root / "results" / name, named.to_json())
-                    lines.append(profile.summary_line(named))
                 return f"{subject.id}: {', '.join(lines)}"
 
             context.do("profile", f"profile-{device}-{subject.id}", inputs, "results", work)

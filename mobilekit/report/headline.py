@@ -112,7 +112,14 @@ def _memory_tile(old: Subject | None, new: Subject | None) -> Tile:
     one, two = (s.memory() if s else None for s in (old, new))
     label = "Memory added"
     before, after = (added_bytes(m) for m in (one, two))
-    tile = _tile(label, before, after, size, better="lower", note=f"{two.counter}, peak less baseline" if two else "")
+    tile = _tile(
+        label,
+        before,
+        after,
+        size,
+        better="lower",
+        note=f"{two.counter}, peak less baseline" if two else "",
+    )
     if one is not None and two is not None and one.counter != two.counter:
         note = f"{one.counter} before, {two.counter} after: not comparable"
         return replace(tile, change=None, note=note)

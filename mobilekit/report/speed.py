@@ -84,7 +84,9 @@ def _memory_bars(found: Sequence[Subject]) -> str | None:
         items.append(Bar(subject.name, added, size(added), subject.kind, missing=_why(subject)))
     if all(item.value is None for item in items):
         return None
-    return bars("Memory that each model and artifact adds to its process at the peak; less is better", items)
+    return bars(
+        "Memory that each model and artifact adds to its process at the peak; less is better", items
+    )
 
 
 def _why(subject: Subject) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mobilekit.core import console
 from mobilekit.core.errors import InvalidInputError, UsageError
 from mobilekit.core.optional import require
 
@@ -43,12 +44,13 @@ class ExecutorchRuntime:
     ) -> None:
         self.context_length = context_length
         self.vocab_size = vocab_size
-        _runtime()
+        with console.native_silence():  # it reports every processor file that a phone would have
+            _runtime()
+            if threads is not None:
+                _set_threads(threads)
+            self._program = load_program(path)  # the method does not keep its program alive
+            self._method = self._load_method(path)
         self.version: str = importlib.metadata.version("executorch")
-        if threads is not None:
-            _set_threads(threads)
-        self._program = load_program(path)  # the method does not keep its program alive
-        self._method = self._load_method(path)
         shape: tuple[int, ...] = self._method.metadata.input_tensor_meta(0).sizes()
         self._longest = shape[1]  # of a dynamic shape this is the upper bound
 

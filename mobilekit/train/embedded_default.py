@@ -59,7 +59,10 @@ SHAPE: dict[str, Any] = {
     "router_aux_loss_coef": 0.01,
 }
 
-NOTE = """# The embedded default model of MobileKit
+NOTE = """---
+license: apache-2.0
+---
+# The embedded default model of MobileKit
 
 A Qwen3-MoE of 2.8 M parameters (`Qwen3MoeForCausalLM`, 4 layers of 16 experts, 2 a token), trained
 from nothing by `python -m mobilekit.train.embedded_default` on English text that ships with
@@ -218,7 +221,8 @@ def _training_facts(
     return {
         "seed": recipe.seed,
         "training": {
-            "command": "python -m mobilekit.train.embedded_default " + shlex.join(sys.argv[1:]),
+            "command": "python -m mobilekit.train.embedded_default "
+            + shlex.join(_settings_of(sys.argv[1:])),
             "steps": steps,
             "schedules": result.schedules,
             "tokens": steps * recipe.batch_size * recipe.sequence_length,
@@ -274,6 +278,16 @@ def _heldout_figures(measured: HeldoutResult, length: int) -> dict[str, Any]:
         "expert_load_min": [min(layer) for layer in measured.expert_load],
         "expert_load_max": [max(layer) for layer in measured.expert_load],
     }
+
+
+def _settings_of(arguments: list[str]) -> list[str]:
+    """The arguments that decide the result: not where the state lies, nor how many threads."""
+    kept, skip = [], False
+    for argument in arguments:
+        if not skip and argument not in ("--work", "--threads"):
+            kept.append(argument)
+        skip = argument in ("--work", "--threads")
+    return kept
 
 
 def main(arguments: list[str] | None = None) -> None:

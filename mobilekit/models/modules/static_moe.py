@@ -42,7 +42,7 @@ class StaticMoE(nn.Module):
         self.intermediate_size = double // 2
         self.top_k, self.normalize, self.act_fn = top_k, normalize, act_fn
         self.router = _linear(router)
-        gate, up = gate_up.detach().split(self.intermediate_size, dim=1)
+        gate, up = gate_up.detach().chunk(2, dim=1)
         # all gates first, then all ups: one contiguous split in the forward instead of E
         rows = torch.cat([gate.reshape(-1, hidden_size), up.reshape(-1, hidden_size)])
         self.gate_up = _linear(rows)
