@@ -22,7 +22,7 @@ lint: setup
 
 # mypy cannot see `export/` as `mobilekit.export` in a checkout, so it checks an installed copy
 types: setup
-	rm -rf build/types
+	rm -rf build
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/types .
 	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p mobilekit
 

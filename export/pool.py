@@ -43,7 +43,8 @@ def run_jobs(
     Raises:
         MobileKitError: The first failure; the other workers are stopped.
     """
-    waiting, running, done = list(jobs), [], {}
+    waiting, done = list(jobs), {}
+    running: list[_Running] = []
     try:
         while waiting or running:
             while waiting and len(running) < workers:

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import ConfigDict, Field
 
-from mobilekit.core.errors import InvalidInputError
+from mobilekit.core.errors import InvalidInputError, UsageError
 from mobilekit.core.strict import StrictModel
+from mobilekit.core.suggest import did_you_mean
 from mobilekit.evaluate.config import MobileMMLUConfig, PerplexityConfig
 from mobilekit.profile.config import ProfileConfig
 from mobilekit.train.recover import RecoverConfig
@@ -85,9 +86,8 @@ def load_recipe(path: str | Path) -> Recipe:
     """
     path = Path(path)
     if not path.is_file():
-        raise InvalidInputError(
-            f"recipe {path} does not exist", hint="Write one with: mobilekit init"
-        )
+        what = "is a directory, expected a file" if path.is_dir() else "does not exist"
+        raise InvalidInputError(f"recipe {path} {what}", hint="Write one with: mobilekit init")
     size = path.stat().st_size
     if size > _MAX_BYTES:
         raise InvalidInputError(
@@ -112,7 +112,8 @@ def check_recipe(data: object, name: str = "recipe") -> Recipe:
     recipe = Recipe.parse(data, name)
     for index, step in enumerate(recipe.compress):
         _check_method(step, f"{name}: compress step {index + 1} ({step.method})")
-    _check_targets(recipe)
+    if recipe.export is not None:
+        _check_export(recipe.export, recipe.profile, name)
     return recipe
 
 
@@ -122,11 +123,22 @@ def _check_method(step: CompressStep, where: str) -> None:
     METHODS.get(step.method).Config.parse(step.settings, where)
 
 
-def _check_targets(recipe: Recipe) -> None:
+def _check_export(export: ExportConfig, profile: ProfileConfig | None, name: str) -> None:
+    """Check targets and precisions by name, and that each workload fits the exported context."""
     from mobilekit.export.backends import BACKENDS
+    from mobilekit.profile.workloads import check_fits, parse_all
 
-    for target in recipe.export.targets if recipe.export else ():
-        BACKENDS.get(target)
+    for target in export.targets:
+        known = BACKENDS.get(target).precisions
+        for precision in export.precisions:
+            if precision not in known:
+                raise UsageError(
+                    f"{name}: target '{target}' has no precision '{precision}'"
+                    f"{did_you_mean(precision, known)}",
+                    hint=f"It has: {', '.join(known)}.",
+                )
+    for workload in parse_all(profile.workloads) if profile else ():
+        check_fits(workload, export.context_length)
 
 
 class _StrictLoader(yaml.SafeLoader):

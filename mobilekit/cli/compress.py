@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from .common import Answer, command, megabytes, parse_settings
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from mobilekit.schema.plan import Plan
 
 EPILOG = (
     "Examples: mobilekit compress embedded --method aimer --set sparsity=0.25 --out small   ·   "
@@ -40,7 +35,9 @@ def main(
     from mobilekit import compress
     from mobilekit.core import console
     from mobilekit.core.errors import UsageError
+    from mobilekit.core.files import check_target
     from mobilekit.models import describe, has_tokenizer, load, resolve, save
+    from mobilekit.schema.plan import read_plans
 
     if (method is None) == (plan is None):
         raise UsageError(
@@ -50,11 +47,15 @@ def main(
         compress.METHODS.get(method).Config.parse(parse_settings(setting or []), f"method {method}")
     elif setting:
         raise UsageError("--set has no effect with --plan", hint="Edit the plan file instead.")
+    check_target(out)
+    plans = read_plans(plan) if plan is not None else []  # before the weights, which take longer
     source = resolve(model)
     if not has_tokenizer(source):
         console.warn(f"{model} has no tokenizer; the result cannot be exported without one")
     loaded = load(source, device=device)
-    for step in _plans(loaded, method, plan, setting or []):
+    if method is not None:
+        plans = [compress.plan(loaded, method, **parse_settings(setting or []))]
+    for step in plans:
         for warning in step.warnings:
             console.warn(warning)
         loaded = compress.apply(loaded, step)
@@ -68,18 +69,6 @@ def main(
         rows=rows,
         closing=["", f"Checkpoint {out}"],
     )
-
-
-def _plans(
-    loaded: nn.Module, method: str | None, plan: Path | None, pairs: list[str]
-) -> list[Plan]:
-    from mobilekit import compress
-    from mobilekit.schema.plan import read_plans
-
-    if plan is not None:
-        return read_plans(plan)
-    assert method is not None
-    return [compress.plan(loaded, method, **parse_settings(pairs))]
 
 
 def _row(key: str, before: int, after: int) -> tuple[str, str, str]:

@@ -37,8 +37,10 @@ def main(
     """
     from mobilekit import evaluate
     from mobilekit.core import console
-    from mobilekit.core.files import atomic_directory, atomic_write_json
+    from mobilekit.core.files import atomic_directory, atomic_write_json, check_target
 
+    if out is not None:
+        check_target(out)
     settings = parse_settings(setting or [])
     configs = [evaluate.make_config(n, settings) for n in suite or evaluate.SUITES.names()]
     results = []

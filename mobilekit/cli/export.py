@@ -29,7 +29,9 @@ def main(
 ) -> Answer:
     """Write a bundle for the phone, each artifact verified."""
     from mobilekit import export
+    from mobilekit.core.files import check_target
 
+    check_target(out)
     manifest = export.build(
         model,
         out,

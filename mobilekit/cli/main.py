@@ -41,7 +41,6 @@ def build_app() -> typer.Typer:
         epilog=_EPILOG,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
-        no_args_is_help=True,
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     )
     app.callback(invoke_without_command=True)(_root)
@@ -52,6 +51,7 @@ def build_app() -> typer.Typer:
 
 
 def _root(
+    context: typer.Context,
     version: bool = typer.Option(False, "--version", help="Print the version."),
 ) -> None:
     if version:
@@ -59,6 +59,20 @@ def _root(
 
         console.emit(f"mobilekit {mobilekit.__version__}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        console.status(context.get_help())
+        raise typer.Exit(2)
+
+
+def _explain_usage(error: typer.TyperException) -> None:
+    """Show a wrong command or option in two lines, where typer takes four."""
+    message = " ".join(error.format_message().split())
+    context: typer.Context | None = getattr(error, "ctx", None)
+    command = context.command_path if context else "mobilekit"
+    console.error(
+        message[:1].lower() + message[1:].removesuffix("."),
+        f"See {command} --help for its options.",
+    )
 
 
 def main() -> None:
@@ -66,15 +80,15 @@ def main() -> None:
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        build_app()()
+        sys.exit(build_app()(standalone_mode=False))
+    except typer.TyperException as error:
+        _explain_usage(error)
+        sys.exit(error.exit_code)
     except MobileKitError as error:
         if "--debug" in sys.argv:
             raise
         console.error(error.message, error.hint)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        console.error("interrupted", "Finished steps are kept: go on with --resume.")
-        sys.exit(130)
     except BrokenPipeError:
         # the reader went away; without this, Python complains again when it flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -30,9 +30,10 @@ def main(
 ) -> Answer:
     """Write what a method would do, as a plan to read and edit."""
     from mobilekit.core import console
-    from mobilekit.core.files import atomic_directory, atomic_write_json
+    from mobilekit.core.files import atomic_directory, atomic_write_json, check_target
     from mobilekit.schema.plan import PLAN_FILE
 
+    check_target(out)
     plan = make_plan(model, method, setting or [], device)
     for warning in plan.warnings:
         console.warn(warning)

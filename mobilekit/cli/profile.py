@@ -36,8 +36,10 @@ def main(
     Each artifact runs in a fresh process that imports only its own runtime.
     """
     from mobilekit import profile
-    from mobilekit.core.files import atomic_directory, atomic_write_json
+    from mobilekit.core.files import atomic_directory, atomic_write_json, check_target
 
+    if out is not None:
+        check_target(out)
     results = profile.run(
         path,
         device,

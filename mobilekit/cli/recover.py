@@ -29,6 +29,7 @@ def main(
 ) -> Answer:
     """Train back part of what compression took."""
     from mobilekit.core.errors import UsageError
+    from mobilekit.core.files import check_target
     from mobilekit.models import require_tokenizer, resolve
     from mobilekit.pipeline.recovery import recover_checkpoint
     from mobilekit.train.recover import RecoverConfig
@@ -39,8 +40,7 @@ def main(
             "objective 'distill' needs a --teacher",
             hint="Give the dense checkpoint, or --set objective=[next_token].",
         )
-    if out.exists():
-        raise UsageError(f"{out} exists", hint="Choose another --out.")
+    check_target(out)
     source = resolve(model)
     require_tokenizer(source)
     state = out.parent / f".{out.name}.training.safetensors"

@@ -77,8 +77,10 @@ def writing(target: Path) -> Iterator[None]:
                 hint="Free some space or choose another --out; nothing was left half-written.",
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            blocked = error.errno in (errno.ENOTDIR, errno.EEXIST)
+            reason = "a part of its path is a file" if blocked else error.strerror
             raise OutputError(
-                f"cannot write {target}: {error.strerror}",
+                f"cannot write {target}: {reason}",
                 hint="Choose an --out that you may write to.",
             ) from error
         raise
@@ -123,10 +125,43 @@ def read_json(path: Path, *, max_bytes: int = 64 << 20) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InvalidInputError(f"file {path} does not exist", hint="Check the path.") from None
+    except IsADirectoryError:
+        raise InvalidInputError(
+            f"{path} is a directory, expected a JSON file", hint="Name the file in it."
+        ) from None
     except (ValueError, RecursionError) as error:
         raise InvalidInputError(
             f"{path} is not valid JSON: {error}", hint="Restore the file or write it anew."
         ) from None
+
+
+def check_target(target: Path, *, replace: bool = False) -> None:
+    """Check that a directory can be made at ``target``, before work whose result goes there.
+
+    Args:
+        target: The directory to create.
+        replace: Whether an existing non-empty directory may be replaced.
+
+    Raises:
+        UsageError: If ``target`` exists, is not empty, and ``replace`` is false.
+        OutputError: If it lies under a file, or where nothing may be written.
+    """
+    if target.exists() and not target.is_dir():
+        raise UsageError(f"{target} exists and is a file", hint="Choose another --out.")
+    if not replace and target.is_dir() and any(target.iterdir()):
+        raise UsageError(
+            f"{target} exists and is not empty", hint="Choose another --out or remove it."
+        )
+    nearest = next(p for p in (target.parent, *target.parent.parents) if p.exists())
+    if not nearest.is_dir():
+        reason = f"{nearest} is a file"
+    elif not os.access(nearest, os.W_OK | os.X_OK):
+        reason = f"no permission to write in {nearest}"
+    else:
+        return
+    raise OutputError(
+        f"cannot write {target}: {reason}", hint="Choose an --out that you may write to."
+    )
 
 
 @contextlib.contextmanager
@@ -141,12 +176,7 @@ def atomic_directory(target: Path, *, replace: bool = False) -> Iterator[Path]:
         UsageError: If ``target`` exists, is not empty, and ``replace`` is false.
         OutputError: If it cannot be written.
     """
-    if target.exists() and not target.is_dir():
-        raise UsageError(f"{target} exists and is a file", hint="Choose another --out.")
-    if not replace and target.is_dir() and any(target.iterdir()):
-        raise UsageError(
-            f"{target} exists and is not empty", hint="Choose another --out or remove it."
-        )
+    check_target(target, replace=replace)
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))

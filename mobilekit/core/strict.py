@@ -53,7 +53,7 @@ def _explain(model: type[BaseModel], error: ValidationError, where: str) -> Inva
     given = given if len(given) <= 60 else given[:57] + "..."
     return InvalidInputError(
         f"{where}: '{path}' is {given}{more}" if path else f"{where}: got {given}{more}",
-        hint=f"Expected: {first['msg'].removeprefix('Value error, ')}.",
+        hint=f"Expected: {first['msg'].removeprefix('Value error, ').removesuffix('.')}.",
     )
 
 

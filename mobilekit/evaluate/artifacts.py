@@ -130,8 +130,14 @@ def summary_line(result: Result) -> str:
     low, high = metrics["interval"]
     return (
         f"{name} {metrics['accuracy']:.1%} ({low:.1%} to {high:.1%}, n {metrics['n']}, "
-        f"chance {metrics['chance']:.0%})"
+        f"chance {metrics['chance']:.0%})" + _unanswered(metrics["invalid"])
     )
+
+
+def _unanswered(invalid: dict[str, int]) -> str:
+    """Say how many questions got no answer, and hence no credit."""
+    meaning = {"too_long": "longer than the context", "not_finite": "with logits not finite"}
+    return "".join(f", {count} {meaning.get(why, why)}" for why, count in sorted(invalid.items()))
 
 
 def _is_bundle(source: str | Path) -> bool:

@@ -19,7 +19,6 @@ __all__ = [
     "lzma_bits_per_byte",
     "negative_log_likelihood",
     "perplexity",
-    "top1_agreement",
 ]
 
 Floats = npt.NDArray[np.float64]
@@ -111,18 +110,6 @@ def kl_divergence(reference_logits: npt.ArrayLike, logits: npt.ArrayLike) -> flo
     support = probabilities > 0
     difference = np.subtract(log_p, log_q, out=np.zeros_like(log_p), where=support)
     return float((probabilities * difference).sum(axis=-1).mean())
-
-
-def top1_agreement(reference_logits: npt.ArrayLike, logits: npt.ArrayLike) -> float:
-    """Share of positions, in [0, 1], where both models would pick the same token.
-
-    Ties go to the lower token id in both.
-
-    Raises:
-        ValueError: If the shapes differ or there is no position.
-    """
-    reference, other = _pair(reference_logits, logits)
-    return float((reference.argmax(axis=-1) == other.argmax(axis=-1)).mean())
 
 
 def _pair(reference_logits: Any, logits: Any) -> tuple[Floats, Floats]:

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from mobilekit.core.device import choose_device, choose_dtype
-from mobilekit.core.errors import InvalidInputError
+from mobilekit.core.errors import InvalidInputError, OutputError
 from mobilekit.core.files import atomic_directory, atomic_write_json
 from mobilekit.schema.plan import PLAN_FILE, Plan, read_plans
 
@@ -95,8 +96,7 @@ def save(model: nn.Module, out: str | Path, *, tokenizer_from: str | Path | None
     history = provenance(model)
     origin = resolve(tokenizer_from) if tokenizer_from is not None else history.source
     with atomic_directory(target) as folder:
-        with quiet_transformers():
-            model.save_pretrained(folder)  # type: ignore[operator]
+        _write_weights(model, folder, target)
         if history.plans:
             atomic_write_json(folder / PLAN_FILE, [plan.to_json() for plan in history.plans])
         if origin is not None:
@@ -105,6 +105,17 @@ def save(model: nn.Module, out: str | Path, *, tokenizer_from: str | Path | None
             file.chmod(0o644)  # safetensors writes for the owner only
     record(model, Provenance(target, history.plans))
     return target
+
+
+def _write_weights(model: Any, folder: Path, target: Path) -> None:
+    try:
+        with quiet_transformers():
+            model.save_pretrained(folder)
+    except SafetensorError as error:  # it hides the system's error in its text
+        raise OutputError(
+            f"cannot write {target}: {error}",
+            hint="Free some space or choose another --out; nothing was left half-written.",
+        ) from None
 
 
 def describe(source: str | Path | nn.Module) -> dict[str, Any]:

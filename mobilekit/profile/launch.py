@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -43,11 +44,11 @@ def run_worker(
         job = make_job(Path(folder))
         job_path = Path(folder) / "job.json"
         atomic_write_json(job_path, job.model_dump(mode="json"))
-        log = cache_root() / "logs" / f"profile-{name}-{os.getpid()}.log"
+        log = _log_path(name)
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as sink:
             process = subprocess.Popen(
-                [sys.executable, "-m", _MODULE, str(job_path)],
+                [sys.executable, "-P", "-m", _MODULE, str(job_path)],  # -P: no code from the cwd
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=subprocess.STDOUT,
@@ -61,6 +62,11 @@ def run_worker(
             raise _crash(name, process.returncode, log)
         log.unlink(missing_ok=True)
         return _read(name, Path(job.outcome))
+
+
+def _log_path(name: str) -> Path:
+    plain = re.sub(r"[^A-Za-z0-9_.-]", "_", name)[:100]  # the name comes out of a manifest
+    return cache_root() / "logs" / f"profile-{plain}-{os.getpid()}.log"
 
 
 def _environment(threads: int | None) -> dict[str, str]:

@@ -8,7 +8,8 @@ from typing import Literal
 
 from .evidence import Evidence
 from .numbers import Change, change, count, percent, rate, significant, size
-from .quality import CHANCE, accuracy_of, compare, perplexity_interval, perplexity_of
+from .paired import perplexity_interval
+from .quality import CHANCE, accuracy_of, compare, perplexity_of
 from .subjects import Subject, added_bytes, baseline, shipped, spread
 
 
@@ -45,21 +46,28 @@ def headline(evidence: Evidence, found: Sequence[Subject]) -> Headline:
     old, new = baseline(found), shipped(found)
     tiles = {
         "parameters": _parameter_tile(evidence, "Parameters", "parameters"),
-        "active": _parameter_tile(evidence, "Active per token", "active_parameters"),
-        "size": _size_tile(old, new),
-        "decode": _decode_tile(old, new),
-        "memory": _memory_tile(old, new),
-        "perplexity": _perplexity_tile(old, new),
-        "accuracy": _accuracy_tile(old, new),
+        "active": _active_tile(evidence),
+        **figures(old, new),
         "parity": _parity_tile(evidence),
     }
     return Headline(
-        clauses=_clauses(old, new),
+        clauses=_clauses(old, new, tiles),
         model=_model(evidence),
         explanation=_explain(old, new),
         tiles=tiles,
         artifact=new.id if new else None,
     )
+
+
+def figures(old: Subject | None, new: Subject | None) -> dict[str, Tile]:
+    """Return the figures that any two subjects are compared by."""
+    return {
+        "size": _size_tile(old, new),
+        "decode": _decode_tile(old, new),
+        "memory": _memory_tile(old, new),
+        "perplexity": _perplexity_tile(old, new),
+        "accuracy": _accuracy_tile(old, new),
+    }
 
 
 def _model(evidence: Evidence) -> str:
@@ -91,6 +99,16 @@ def _parameter_tile(evidence: Evidence, label: str, name: str) -> Tile:
     return _tile(label, old, new, count, better="lower")
 
 
+def _active_tile(evidence: Evidence) -> Tile:
+    """Return the parameters that one token uses; a change under 1 % is nobody's gain."""
+    tile = _parameter_tile(evidence, "Active per token", "active_parameters")
+    old, new = tile.values
+    if tile.change is None or not old or new is None or abs(new / old - 1) >= 0.01:
+        return tile
+    note = "a token costs about as much as before"
+    return replace(tile, change=Change(tile.change.text, "same"), note=note)
+
+
 def _size_tile(old: Subject | None, new: Subject | None) -> Tile:
     before, after = (s.bytes if s else None for s in (old, new))
     return _tile("File size", before, after, size, better="lower")
@@ -101,11 +119,15 @@ def _decode_tile(old: Subject | None, new: Subject | None) -> Tile:
     tile = _tile("Decode speed", before, after, rate, better="higher")
     if old is None or new is None or tile.change is None:
         return tile
+    notes = [f"{old.runtime} before, {new.runtime} after"] if old.runtime != new.runtime else []
+    if new.throttled:
+        notes.append("slowed down during its run")
+    moved = tile.change
     one, two = spread(old.decode_ms()), spread(new.decode_ms())
     if one and two and one.p10 <= two.p50 <= one.p90 and two.p10 <= one.p50 <= two.p90:
-        moved = Change(tile.change.text, "unclear")
-        return replace(tile, change=moved, note="within the spread of the samples")
-    return tile
+        moved = Change(moved.text, "unclear")
+        notes.append("within the spread of the samples")
+    return replace(tile, change=moved, note="; ".join(notes))
 
 
 def _memory_tile(old: Subject | None, new: Subject | None) -> Tile:
@@ -165,28 +187,44 @@ def _parity_tile(evidence: Evidence) -> Tile:
     bad = Change(f"{failed} outside tolerance", "worse") if failed else None
     note = f"{skipped} not executed" if skipped else ""
     if passed == len(artifacts):
-        note = "every artifact ran inside its tolerance"
+        note = "each inside its own tolerance"
+    greedy = [a.parity.greedy for a in artifacts if a.parity.greedy is not None]
+    if greedy:
+        equal, asked = sum(g.equal for g in greedy), sum(g.prompts for g in greedy)
+        words = f"{equal} of {asked} greedy continuations equal fp32 eager\u2019s"
+        note = f"{note}; {words}" if note else words
     text = f"{passed} of {len(artifacts)}"
     return Tile("Parity passed", None, text, bad, note, (None, passed))
 
 
-def _clauses(old: Subject | None, new: Subject | None) -> tuple[str, ...]:
+def _clauses(
+    old: Subject | None, new: Subject | None, tiles: Mapping[str, Tile]
+) -> tuple[str, ...]:
     """Return the result in words, only from figures that were measured on both sides."""
     if old is None or new is None:
         return ("No artifact has passed its parity check yet",)
     parts = []
     if old.bytes and new.bytes:
         parts.append(_factor(old.bytes / new.bytes, "smaller", "larger"))
-    before, after = old.decode_rate(), new.decode_rate()
+    before, after = tiles["decode"].values
     if before and after:
-        parts.append(_factor(after / before, "faster to decode", "slower to decode"))
-    moved = change(perplexity_of(old), perplexity_of(new), better="lower")
+        parts.append(_decode_clause(after / before, tiles["decode"], old, new))
+    moved = tiles["perplexity"].change
     if moved is not None:
         words = "unchanged" if moved.verdict == "same" else moved.text
+        words += " (within noise)" if moved.verdict == "unclear" else ""
         parts.append(f"perplexity {words}")
     if not parts:
         return ("Nothing was measured on both sides yet",)
     return (parts[0][0].upper() + parts[0][1:], *parts[1:])
+
+
+def _decode_clause(factor: float, tile: Tile, old: Subject, new: Subject) -> str:
+    """Return how decoding changed, naming the runtime before where it is another one."""
+    if tile.change is not None and tile.change.verdict == "unclear":
+        return "decode speed unchanged within its spread"
+    words = _factor(factor, "faster to decode", "slower to decode")
+    return words if old.runtime == new.runtime else f"{words} than {ran_by(old)}"
 
 
 def _factor(value: float, up: str, down: str) -> str:
@@ -196,13 +234,22 @@ def _factor(value: float, up: str, down: str) -> str:
     return f"{significant(max(value, 1 / value), 2)}× {word}"
 
 
+def ran_by(subject: Subject) -> str:
+    """Return the runtime in words; torch runs a model operator by operator, that is, eager."""
+    return "torch eager" if subject.runtime == "torch" else subject.runtime
+
+
 def _explain(old: Subject | None, new: Subject | None) -> str:
     if new is None:
         return ""
     if new.artifact is None:
         return "After means the compressed checkpoint: no exported artifact has passed parity."
-    text = (
-        f"After means {new.id}, the smallest artifact that passed parity among those measured most "
-        "completely. Before means the checkpoint that went in"
+    text = "Before means the original checkpoint"
+    if old is not None and old.runtime:
+        form = f" in {old.precision}" if old.precision else ""
+        text += f"{form}, run by {ran_by(old)}"
+    where = f", run by {new.runtime}" if new.runtime else ""
+    return (
+        f"{text}. After means {new.id}{where}: the smallest artifact that passed parity among "
+        "those measured most completely."
     )
-    return f"{text}, run by torch." if old is not None and old.results else f"{text}."

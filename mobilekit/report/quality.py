@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +48,7 @@ class Quality:
     table: Table | None
     suite: str
     paired: str
+    device: str
 
 
 def perplexity_of(subject: Subject) -> float | None:
@@ -57,34 +57,6 @@ def perplexity_of(subject: Subject) -> float | None:
         (v for r in subject.evaluations if (v := scalar(r.metrics.get("perplexity"))) is not None),
         None,
     )
-
-
-def perplexity_interval(old: Subject | None, new: Subject | None) -> tuple[float, float] | None:
-    """Return the 95 % interval of the relative change of perplexity, as shares.
-
-    Both models scored the same windows of text: the difference of their nats a token has the
-    standard error of a ratio estimate over the windows. None where the windows differ, or are
-    fewer than eight, too few for a normal interval.
-    """
-    pair = [_windows(s) if s else [] for s in (old, new)]
-    if len(pair[0]) < 8 or [t for t, _ in pair[0]] != [t for t, _ in pair[1]]:
-        return None
-    total = sum(tokens for tokens, _ in pair[0])
-    moves = [(t, after - before) for (t, before), (_, after) in zip(*pair, strict=True)]
-    mean = sum(d for _, d in moves) / total
-    k = len(moves)
-    error = math.sqrt(k / (k - 1) * sum((d - mean * t) ** 2 for t, d in moves)) / total
-    return math.expm1(mean - 1.96 * error), math.expm1(mean + 1.96 * error)
-
-
-def _windows(subject: Subject) -> list[tuple[float, float]]:
-    """Return (tokens, nats) of each scored window of the held-out text."""
-    for result in subject.evaluations:
-        windows = result.metrics.get("windows")
-        if isinstance(windows, list):
-            pairs = [(finite(w[0]), finite(w[1])) for w in windows if isinstance(w, list | tuple)]
-            return [(t, nats) for t, nats in pairs if t and nats is not None]
-    return []
 
 
 def accuracy_of(subject: Subject) -> Accuracy | None:
@@ -152,7 +124,14 @@ def quality(found: Sequence[Subject]) -> Quality:
         table=_table(found),
         suite=scored[0].suite if scored else "",
         paired=_paired(baseline(found), new),
+        device=", ".join(_devices(found)),
     )
+
+
+def _devices(found: Sequence[Subject]) -> list[str]:
+    """Return the classes of the devices that evaluated."""
+    names = (str(r.device.get("class") or "") for s in found for r in s.evaluations)
+    return [name for name in dict.fromkeys(names) if name]
 
 
 def _perplexity_bars(found: Sequence[Subject]) -> str | None:

@@ -63,6 +63,18 @@ class Subject:
         return [r for r in self.results if r.kind == "evaluate"]
 
     @property
+    def runtime(self) -> str:
+        """Return the name of the runtime that ran it, empty where none did."""
+        ran = (r.runtime.get("name") for r in self.results if not r.metrics.get("skipped"))
+        return next((str(name) for name in ran if name), "")
+
+    @property
+    def precision(self) -> str:
+        """Return the precision that its runtime reports, empty where it reports none."""
+        known = (r.runtime.get("precision") for r in self.profiles)
+        return next((str(value) for value in known if value), "")
+
+    @property
     def skipped(self) -> str | None:
         """Return why the device could not run it, where it could not."""
         reasons = (r.metrics.get("skipped") for r in self.profiles)

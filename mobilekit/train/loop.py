@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mobilekit.core import console
-from mobilekit.core.errors import InvalidInputError
+from mobilekit.core.errors import InvalidInputError, OutputError
+from mobilekit.core.files import writing
 
 __all__ = [
     "LoopResult",
@@ -43,6 +44,7 @@ class LoopSettings:
     betas: tuple[float, float] = (0.9, 0.95)
     max_gradient_norm: float = 1.0
     checkpoint_every: int = 0  # steps, and at the end; 0 means never
+    identity: str = ""  # hash of what training starts from; a state of another one is not continued
 
 
 @dataclass
@@ -98,7 +100,8 @@ def run_loop(
             generator that it is handed.
         settings: Length, learning rate and so on.
         description: Shown beside the progress bar.
-        state_path: Where the state is kept for resuming; an existing one is continued.
+        state_path: Where the state is kept for resuming; an existing one is continued, unless it
+            is of another ``settings.identity``.
         on_checkpoint: Called after each saved state with the steps done.
 
     Returns:
@@ -106,12 +109,8 @@ def run_loop(
     """
     optimizer = build_optimizer(model, settings)
     generator = torch.Generator().manual_seed(settings.seed)
-    result = LoopResult()
-    if state_path is not None and state_path.exists():
-        result = load_state(state_path, model, optimizer, generator)
+    result = _begin(state_path, model, optimizer, generator, settings)
     first, earlier = len(result.losses), result.seconds
-    if not result.schedules or result.schedules[-1][1] != settings.steps:
-        result.schedules.append((first, settings.steps))
     was_training = model.training
     model.train()
     started = time.monotonic()
@@ -126,12 +125,31 @@ def run_loop(
                 every = settings.checkpoint_every
                 due = every and ((step + 1) % every == 0 or step + 1 == settings.steps)
                 if state_path is not None and due:
-                    save_state(state_path, model, optimizer, generator, result)
+                    save_state(state_path, model, optimizer, generator, result, settings.identity)
                     if on_checkpoint is not None:
                         on_checkpoint(step + 1, result)
     finally:
         optimizer.zero_grad(set_to_none=True)  # gradients are as large as the model
         model.train(was_training)
+    return result
+
+
+def _begin(
+    state_path: Path | None,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+    settings: LoopSettings,
+) -> LoopResult:
+    """Return the history to go on from: the stored one where it is of this very run."""
+    result = LoopResult()
+    if state_path is not None and state_path.exists():
+        if settings.identity and _metadata(state_path).get("identity") != settings.identity:
+            console.warn(f"{state_path} is of another training run: starting anew")
+        else:
+            result = load_state(state_path, model, optimizer, generator)
+    if not result.schedules or result.schedules[-1][1] != settings.steps:
+        result.schedules.append((len(result.losses), settings.steps))
     return result
 
 
@@ -170,8 +188,13 @@ def save_state(
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
     result: LoopResult,
+    identity: str = "",
 ) -> None:
-    """Write all that resuming needs to one safetensors file, atomically."""
+    """Write all that resuming needs to one safetensors file, atomically.
+
+    Raises:
+        OutputError: If it cannot be written.
+    """
     tensors = {"generator": generator.get_state()}
     for name, parameter in model.named_parameters():
         tensors[f"model/{name}"] = parameter.detach().contiguous()
@@ -179,11 +202,19 @@ def save_state(
             tensors[f"optimizer/{key}/{name}"] = value.detach().contiguous()
     # JSON writes floats so that they come back exactly
     history = {key: value for key, value in vars(result).items() if key != "resumed_from"}
-    metadata = {"result": json.dumps(history)}
-    path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {"result": json.dumps(history), "identity": identity}
     temporary = path.with_name(path.name + ".tmp")
-    save_file(tensors, temporary, metadata=metadata)
-    temporary.replace(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            save_file(tensors, temporary, metadata=metadata)
+            temporary.replace(path)
+        except SafetensorError as error:  # it hides the system's error in its text
+            raise OutputError(
+                f"cannot write {path}: {error}", hint="Free some space or choose another --out."
+            ) from None
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def load_state(
@@ -192,8 +223,9 @@ def load_state(
     """Read what ``save_state`` wrote into the three objects.
 
     Raises:
-        InvalidInputError: If the state belongs to another model.
+        InvalidInputError: If the state is damaged, or belongs to another model.
     """
+    history = json.loads(_metadata(path)["result"])
     with safe_open(path, framework="pt") as stored:
         names = set(stored.keys())
         for name, parameter in model.named_parameters():
@@ -210,11 +242,19 @@ def load_state(
             if state:
                 optimizer.state[parameter] = _on_device(state, parameter)
         generator.set_state(stored.get_tensor("generator"))
-        metadata = stored.metadata()
-    history = json.loads(metadata["result"])
     schedules = [(int(first), int(steps)) for first, steps in history["schedules"]]
     losses = [float(loss) for loss in history["losses"]]
     return LoopResult(losses, float(history["seconds"]), len(losses), schedules)
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    try:
+        with safe_open(path, framework="pt") as stored:
+            return dict(stored.metadata() or {})
+    except SafetensorError as error:
+        raise InvalidInputError(
+            f"'{path}' is damaged: {error}", hint="Delete the file to start again."
+        ) from None
 
 
 def _on_device(state: dict[str, Tensor], parameter: Tensor) -> dict[str, Tensor]:

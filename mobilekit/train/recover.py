@@ -8,6 +8,7 @@ The student learns from text (``next_token``), from the dense model (``distill``
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -110,7 +111,8 @@ def recover(
         heldout: Text for the loss before and after; without it, the frozen held-out text, or
             the last tenth of ``data`` where that is given.
         progress: What the progress bar is called.
-        state_path: Where the state is kept for resuming an interrupted run.
+        state_path: Where the state is kept for resuming an interrupted run; the state of a run
+            with another model, teacher, text or setting is not used.
 
     Returns:
         Loss curve, tokens, time, and the held-out loss before and after.
@@ -165,8 +167,22 @@ def _train(
         warmup_steps=min(50, config.steps // 10),
         final_learning_rate=0.05,
         checkpoint_every=100 if state_path is not None else 0,
+        identity=_identity(model, config, teacher, stream) if state_path is not None else "",
     )
     return run_loop(model, step_loss, settings, description=progress, state_path=state_path)
+
+
+def _identity(
+    model: nn.Module, config: RecoverConfig, teacher: nn.Module | None, stream: Tensor
+) -> str:
+    """Hash of all that training starts from, so that no other run's state is continued."""
+    import torch
+
+    digest = hashlib.sha256(config.model_dump_json().encode())
+    taught = () if teacher is None else tuple(teacher.parameters())
+    for tensor in (*model.parameters(), *taught, stream):
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _objective(

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import csv
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from mobilekit.evaluate.suites.mobile_mmlu.fields import find_field
 from mobilekit.evaluate.suites.mobile_mmlu.loglik import Answer
 from mobilekit.evaluate.suites.mobile_mmlu.questions import LETTERS, Question
 from mobilekit.evaluate.suites.mobile_mmlu.run import mobile_mmlu
-from mobilekit.evaluate.suites.mobile_mmlu.score import position_prior, score, submission_csv
+from mobilekit.evaluate.suites.mobile_mmlu.score import position_prior, score
 from mobilekit.metrics.intervals import wilson_interval
 
 VECTORS = Path(__file__).parent.parent / "vectors" / "mobile_mmlu"
@@ -127,11 +126,3 @@ def test_no_answer_counts_as_wrong_and_is_reported() -> None:
     assert (metrics["invalid_rate"], metrics["ties"], metrics["truncated"]) == (0.5, 1, 1)
     assert metrics["position"]["histogram"] == {"A": 2, "B": 0, "C": 0, "D": 0}
     assert position_prior(["", ""])["total_variation"] is None
-
-
-def test_the_submission_file_is_the_leaderboards(planted: Any, tokenizer: TextTokenizer) -> None:
-    expected = (VECTORS / "fixture_submission_example.csv").read_text(encoding="utf-8")
-    letters = {
-        row["question_id"]: row["predicted_answer"] for row in csv.DictReader(expected.splitlines())
-    }
-    assert submission_csv(letters) == expected

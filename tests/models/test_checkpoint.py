@@ -151,6 +151,20 @@ def test_save_that_fails_half_way_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_save_that_the_system_refuses_is_two_lines(moe_checkpoint: Path, tmp_path: Path) -> None:
+    import resource
+
+    model = load(moe_checkpoint, device="cpu")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))  # the next longer write fails
+    try:
+        with pytest.raises(OutputError, match="cannot write"):
+            save(model, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_sharded_checkpoint_loads_and_a_missing_shard_is_named(
     tiny_qwen3_moe: Any, tmp_path: Path
 ) -> None:

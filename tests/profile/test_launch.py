@@ -53,6 +53,23 @@ def test_a_crash_is_two_lines_that_name_the_artifact(way: str, words: str) -> No
         assert log.read_text().startswith("loading\n")
 
 
+def test_an_artifacts_name_cannot_choose_where_the_log_lies() -> None:
+    with pytest.raises(MobileKitError) as caught:
+        launch.run_worker("x/../../../../elsewhere", job("exit"))
+    log = Path(caught.value.hint.removeprefix("The whole log is in "))
+    assert log.parent.name == "logs"
+    assert log.is_file()
+
+
+def test_a_module_in_the_current_directory_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit('run from the current directory')")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MobileKitError, match="exit code 7"):
+        launch.run_worker("onnx-cpu-int8", job("exit"))
+
+
 def test_the_workers_own_error_keeps_its_kind() -> None:
     with pytest.raises(NotExecutableError, match="some-artifact: ") as caught:
         launch.run_worker("some-artifact", job("environment", threads=3))

@@ -1,4 +1,5 @@
 import math
+import resource
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mobilekit.core.errors import InvalidInputError
+from mobilekit.core.errors import InvalidInputError, OutputError
 from mobilekit.train.loop import LoopSettings, build_optimizer, learning_rate_at, run_loop
 from mobilekit.train.objectives import (
     balance_loss,
@@ -175,3 +176,23 @@ def test_balance_loss_does_not_let_layers_make_up_for_each_other():
 def test_balance_loss_takes_layers_with_different_numbers_of_experts():
     layers = [torch.zeros(6, 4), torch.zeros(6, 2), torch.zeros(6, 1)]
     assert math.isfinite(float(balance_loss(layers, 2)))
+
+
+def test_a_damaged_state_is_named(tmp_path: Path):
+    state, model = tmp_path / "state.safetensors", small_model()
+    run_loop(model, partial(fit_the_sum, model), SETTINGS, state_path=state)
+    state.write_bytes(state.read_bytes()[:-40])
+    with pytest.raises(InvalidInputError, match="is damaged"):
+        run_loop(model, partial(fit_the_sum, model), SETTINGS, state_path=state)
+
+
+def test_a_state_that_cannot_be_written_leaves_nothing(tmp_path: Path):
+    folder, model = tmp_path / "full", small_model()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (512, hard))  # the next longer write fails
+    try:
+        with pytest.raises(OutputError, match="cannot write"):
+            run_loop(model, partial(fit_the_sum, model), SETTINGS, state_path=folder / "state")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(folder.iterdir()) == []

@@ -1,5 +1,6 @@
 import copy
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -175,6 +176,28 @@ def test_missing_or_foreign_teacher_and_short_text_fail_clearly():
         recover(model, config, tokenizer=tokenizer, teacher=foreign, data="text")
     with pytest.raises(InvalidInputError, match="training text"):
         recover(model, config, tokenizer=tokenizer, teacher=dense(), data="too short")
+
+
+def test_the_state_of_another_student_of_the_same_shape_is_not_continued(tmp_path: Path):
+    state, config = tmp_path / "state.safetensors", RecoverConfig(**SMALL)
+
+    def train(keep: list[list[int]], state_path: Path | None) -> list[Tensor]:
+        model = without_experts(dense(), keep)
+        recover(
+            model,
+            config,
+            tokenizer=LetterTokenizer(),
+            teacher=dense(),
+            data=rule_text(2000),
+            state_path=state_path,
+        )
+        return weights(model)
+
+    train([[0, 1], [2, 3]], state)
+    assert equal(train([[2, 3], [0, 1]], state), train([[2, 3], [0, 1]], None))
+    left = state.read_bytes()
+    assert equal(train([[2, 3], [0, 1]], state), train([[2, 3], [0, 1]], None))
+    assert state.read_bytes() == left  # its own state was whole: no step was left to do
 
 
 @cache

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -14,7 +12,7 @@ from .dataset import QuestionSet
 from .loglik import Answer
 from .questions import LETTERS, Question
 
-__all__ = ["CHANCE", "position_prior", "score", "submission_csv"]
+__all__ = ["CHANCE", "position_prior", "score"]
 
 CHANCE = 0.25
 
@@ -90,15 +88,3 @@ def position_prior(letters: Iterable[str]) -> dict[str, Any]:
         0.5 * sum(abs(count / chosen - CHANCE) for count in histogram.values()) if chosen else None
     )
     return {"histogram": histogram, "total_variation": distance}
-
-
-def submission_csv(letters: Mapping[str, str]) -> str:
-    """The predictions in the leaderboard's format: ``question_id,predicted_answer``.
-
-    A question without an answer keeps its row, with an empty cell.
-    """
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["question_id", "predicted_answer"])
-    writer.writerows(letters.items())
-    return text.getvalue()

@@ -1,0 +1,124 @@
+"""What compression did by itself, and what the export added: torch against torch, then export.
+
+A runtime written for one device beats torch eager whatever the model. Without this split a reader
+would take that gain for the gain of compression.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mobilekit.schema.plan import KeepEdit
+
+from .evidence import Evidence
+from .headline import Tile, figures
+from .numbers import MISSING, change, count, milliseconds
+from .subjects import Subject, baseline, scalar, shipped
+from .tables import Cell, Table, num, table
+
+_MISSING = "not measured"
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """The two parts of the change, as a table and as sentences; empty where unknown."""
+
+    table: Table | None
+    alone: str
+    cost: str
+
+
+def attribution(evidence: Evidence, found: Sequence[Subject]) -> Attribution:
+    """Return how much of the change each part of the chain is answerable for."""
+    old, new = baseline(found), shipped(found)
+    middle = next((s for s in found if s.id == "after"), None)
+    trained = evidence.run.recovery is not None
+    return Attribution(
+        table=_table(old, middle, new, trained) if old and middle and new else None,
+        alone=_alone(figures(old, middle), trained) if old and middle else "",
+        cost=_cost(evidence),
+    )
+
+
+def _table(old: Subject, middle: Subject, new: Subject, trained: bool) -> Table | None:
+    if new.artifact is None:
+        return None
+    first, second = figures(old, middle), figures(middle, new)
+    rows = [_row(first[name], second[name]) for name in first]
+    rows[1:1] = _first_token(old, middle, new)
+    compressed = "Compression and recovery" if trained else "Compression"
+    names = ("Figure", old.name, middle.name, compressed, new.id, "Export")
+    return table(names, rows)
+
+
+def _row(first: Tile, second: Tile) -> list[Cell | str]:
+    return [
+        first.label,
+        num(first.before or _MISSING),
+        num(first.after or _MISSING),
+        _moved(first),
+        num(second.after or _MISSING),
+        _moved(second),
+    ]
+
+
+def _moved(tile: Tile) -> Cell:
+    if tile.change is None:
+        return Cell(MISSING, "num muted")
+    verdict = tile.change.verdict
+    note = "within noise" if verdict == "unclear" else ""
+    return Cell(tile.change.text, f"num {verdict}", note)
+
+
+def _first_token(*trio: Subject) -> list[list[Cell | str]]:
+    """Return the row on the time to first token, of the first prompt that all three ran."""
+    ran = [_ttft(subject) for subject in trio]
+    shared = [name for name in ran[0] if all(name in other for other in ran)]
+    if not shared:
+        return []
+    label = f"Time to first token, {shared[0]}"
+    old, middle, new = (Tile("", None, milliseconds(r[shared[0]]), None) for r in ran)
+    values = [r[shared[0]] for r in ran]
+    moves = [change(a, b, better="lower") for a, b in zip(values, values[1:], strict=False)]
+    first = Tile(label, old.after, middle.after, moves[0])
+    return [_row(first, Tile(label, middle.after, new.after, moves[1]))]
+
+
+def _ttft(subject: Subject) -> dict[str, float]:
+    """Return the median time to first token by workload, in milliseconds."""
+    pairs = ((r.workload.id, scalar(r.metrics.get("ttft_ms"))) for r in subject.profiles)
+    return {name: value for name, value in pairs if value is not None}
+
+
+def _alone(tiles: dict[str, Tile], trained: bool) -> str:
+    """Return one sentence on compression by itself, from what was measured on both sides."""
+    words = {"size": "weights", "decode": "decode speed", "perplexity": "perplexity"}
+    parts = []
+    for name, word in words.items():
+        moved = tiles[name].change
+        if moved is not None:
+            noise = " (within noise)" if moved.verdict == "unclear" else ""
+            parts.append(f"{word} {moved.text}{noise}")
+    if not parts:
+        return ""
+    what = "Compression and recovery alone" if trained else "Compression alone"
+    return (
+        f"{what}, both sides in torch: {', '.join(parts)}. "
+        "The rest comes from the export: another runtime and another precision."
+    )
+
+
+def _cost(evidence: Evidence) -> str:
+    """Return what expert pruning does not do, where experts were pruned."""
+    models = evidence.run.models
+    edits = (edit for plan in evidence.plans for edit in plan.edits)
+    pruned = any(isinstance(edit, KeepEdit) and edit.unit == "expert" for edit in edits)
+    if not pruned or models is None or models.after is None:
+        return ""
+    old, new = models.before.active_parameters, models.after.active_parameters
+    figures_ = f" ({count(old)} before, {count(new)} after)" if old and new else ""
+    return (
+        "Expert pruning makes the model smaller, not a token cheaper: each token still runs "
+        f"through as many experts, so its active parameters stay{figures_}."
+    )
