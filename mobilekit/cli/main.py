@@ -99,3 +99,12 @@ def main() -> None:
         where = f" ({error.filename})" if error.filename else ""
         console.error(f"{error.strerror or error}{where}", "Check the path, space and permissions.")
         sys.exit(2)
+    except Exception as error:
+        if "--debug" in sys.argv:
+            raise
+        what = " ".join(str(error).split())[:200]
+        console.error(
+            f"internal error: {type(error).__name__}: {what}".removesuffix(": "),
+            "This is a fault in MobileKit: run it again with --debug and report what it shows.",
+        )
+        sys.exit(1)

@@ -30,6 +30,7 @@ def main(
     """Train back part of what compression took."""
     from mobilekit.core.errors import UsageError
     from mobilekit.core.files import check_target
+    from mobilekit.data.tokenizer import load_tokenizer
     from mobilekit.models import require_tokenizer, resolve
     from mobilekit.pipeline.recovery import recover_checkpoint
     from mobilekit.train.recover import RecoverConfig
@@ -42,7 +43,7 @@ def main(
         )
     check_target(out)
     source = resolve(model)
-    require_tokenizer(source)
+    load_tokenizer(require_tokenizer(source))
     state = out.parent / f".{out.name}.training.safetensors"
     result = recover_checkpoint(
         source, resolve(teacher or model), config, out, device=device, state_path=state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,15 +36,19 @@ def main(
 
 def run_recipe(recipe: Recipe, out: Path, *, resume: bool, command: str) -> Answer:
     """Run a recipe, and answer with the before/after table and the report's path."""
-    from mobilekit.core.errors import CheckFailedError
+    from mobilekit.core.errors import CheckFailedError, MobileKitError
     from mobilekit.pipeline import run
     from mobilekit.report import comparison
 
-    failure = None
+    failure, is_new = None, not out.exists()
     try:
         run(recipe, out, resume=resume, command=command)
     except CheckFailedError as error:
         failure = error
+    except MobileKitError:
+        if is_new:
+            _discard_unused(out)
+        raise
     table = comparison(out)
     if failure is not None:
         raise failure
@@ -53,3 +58,9 @@ def run_recipe(recipe: Recipe, out: Path, *, resume: bool, command: str) -> Answ
         rows=table.rows,
         closing=["", f"Report {out / 'report.html'}"],
     )
+
+
+def _discard_unused(out: Path) -> None:
+    """Remove a run directory in which no step left anything, so that the name is free again."""
+    if {path.name for path in out.rglob("*")} <= {".state", "lock", "created.json"}:
+        shutil.rmtree(out, ignore_errors=True)

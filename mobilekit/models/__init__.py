@@ -11,6 +11,7 @@ if TYPE_CHECKING:
         checkpoint_hash,
         embedded_path,
         has_tokenizer,
+        licences,
         require_tokenizer,
         resolve,
     )
@@ -24,6 +25,7 @@ _PUBLIC = {
     "describe": ".checkpoint",
     "embedded_path": ".inspect",
     "has_tokenizer": ".inspect",
+    "licences": ".inspect",
     "load": ".checkpoint",
     "provenance": ".lineage",
     "require_tokenizer": ".inspect",
@@ -38,6 +40,7 @@ __all__ = [
     "describe",
     "embedded_path",
     "has_tokenizer",
+    "licences",
     "load",
     "provenance",
     "require_tokenizer",

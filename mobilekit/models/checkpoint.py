@@ -6,6 +6,7 @@ the edits of ``plan.json`` that the config cannot say, then loads the weights bi
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,11 @@ from mobilekit.schema.plan import PLAN_FILE, Plan, read_plans
 from .architecture import architecture, filled, quiet_transformers, skeleton_of
 from .families import family_of
 from .inspect import (
+    CARD_FILE,
     GENERATION_FILE,
     TOKENIZER_FILES,
     class_name,
+    licences,
     read_config,
     resolve,
 )
@@ -192,7 +195,12 @@ def _read_generation_config(path: Path, model: Any) -> None:
 
 def _copy_companions(origin: Path, folder: Path) -> None:
     """Copy tokenizer, generation settings and licences beside the weights."""
-    licences = [file.name for file in origin.glob("*LICEN[CS]E*")]
-    for name in (*TOKENIZER_FILES, GENERATION_FILE, *licences):
+    texts = [file.name for file in origin.glob("*LICEN[CS]E*")]
+    for name in (*TOKENIZER_FILES, GENERATION_FILE, *texts):
         if (origin / name).is_file():
             shutil.copyfile(origin / name, folder / name)
+    if named := licences(origin):
+        # the rest of the card tells of the model as it was, so only its licence goes along
+        header = f"---\nlicense: {json.dumps(named[0] if len(named) == 1 else list(named))}\n---\n"
+        note = f"Made from {origin.name} by MobileKit; its licence holds for this model too.\n"
+        (folder / CARD_FILE).write_text(header + note, encoding="utf-8")

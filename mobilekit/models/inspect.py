@@ -13,6 +13,7 @@ from mobilekit.schema.plan import PLAN_FILE
 from .weights import INDEX_FILE, tensor_table, weight_files
 
 __all__ = [
+    "CARD_FILE",
     "CONFIG_FILE",
     "GENERATION_FILE",
     "TOKENIZER_FILES",
@@ -20,6 +21,7 @@ __all__ = [
     "class_name",
     "embedded_path",
     "has_tokenizer",
+    "licences",
     "read_config",
     "require_tokenizer",
     "resolve",
@@ -28,6 +30,7 @@ __all__ = [
 
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
+CARD_FILE = "README.md"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -138,6 +141,23 @@ def require_tokenizer(path: Path) -> Path:
             hint="Copy the tokenizer files of the original model into this directory.",
         )
     return path
+
+
+def licences(path: Path) -> tuple[str, ...]:
+    """Return the licences that a checkpoint's model card names in its header, if it has one."""
+    import yaml
+
+    card = path / CARD_FILE
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    parts = text.split("---", 2)
+    if parts[0].strip() or len(parts) < 3:
+        return ()
+    try:
+        header = yaml.safe_load(parts[1])
+    except yaml.YAMLError:
+        return ()
+    named = header.get("license") if isinstance(header, dict) else None
+    return tuple(str(name) for name in (named if isinstance(named, list) else [named]) if name)
 
 
 def checkpoint_hash(source: str | Path) -> str:

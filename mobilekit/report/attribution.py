@@ -13,8 +13,8 @@ from mobilekit.schema.plan import KeepEdit
 
 from .evidence import Evidence
 from .headline import Tile, figures
-from .numbers import MISSING, change, count, milliseconds
-from .subjects import Subject, baseline, scalar, shipped
+from .numbers import MISSING, Change, change, count, plain_ms
+from .subjects import Subject, baseline, overlap, scalar, shipped, spread
 from .tables import Cell, Table, num, table
 
 _MISSING = "not measured"
@@ -35,20 +35,19 @@ def attribution(evidence: Evidence, found: Sequence[Subject]) -> Attribution:
     middle = next((s for s in found if s.id == "after"), None)
     trained = evidence.run.recovery is not None
     return Attribution(
-        table=_table(old, middle, new, trained) if old and middle and new else None,
+        table=_table(old, middle, new) if old and middle and new else None,
         alone=_alone(figures(old, middle), trained) if old and middle else "",
         cost=_cost(evidence),
     )
 
 
-def _table(old: Subject, middle: Subject, new: Subject, trained: bool) -> Table | None:
+def _table(old: Subject, middle: Subject, new: Subject) -> Table | None:
     if new.artifact is None:
         return None
     first, second = figures(old, middle), figures(middle, new)
     rows = [_row(first[name], second[name]) for name in first]
     rows[1:1] = _first_token(old, middle, new)
-    compressed = "Compression and recovery" if trained else "Compression"
-    names = ("Figure", old.name, middle.name, compressed, new.id, "Export")
+    names = ("Figure", old.name, middle.name, "by compression", new.id, "by export")
     return table(names, rows)
 
 
@@ -77,12 +76,19 @@ def _first_token(*trio: Subject) -> list[list[Cell | str]]:
     shared = [name for name in ran[0] if all(name in other for other in ran)]
     if not shared:
         return []
-    label = f"Time to first token, {shared[0]}"
-    old, middle, new = (Tile("", None, milliseconds(r[shared[0]]), None) for r in ran)
-    values = [r[shared[0]] for r in ran]
-    moves = [change(a, b, better="lower") for a, b in zip(values, values[1:], strict=False)]
-    first = Tile(label, old.after, middle.after, moves[0])
-    return [_row(first, Tile(label, middle.after, new.after, moves[1]))]
+    name = shared[0]
+    first = _ttft_tile(trio[0], trio[1], name)
+    return [_row(first, _ttft_tile(trio[1], trio[2], name))]
+
+
+def _ttft_tile(old: Subject, new: Subject, workload: str) -> Tile:
+    before, after = _ttft(old)[workload], _ttft(new)[workload]
+    moved = change(before, after, better="lower")
+    samples = ([s.ns / 1e6 for s in one.samples("prefill", workload)] for one in (old, new))
+    if moved is not None and overlap(*(spread(values) for values in samples)):
+        moved = Change(moved.text, "unclear")
+    label = f"Time to first token, {workload}"
+    return Tile(label, plain_ms(before), plain_ms(after), moved)
 
 
 def _ttft(subject: Subject) -> dict[str, float]:
@@ -120,5 +126,5 @@ def _cost(evidence: Evidence) -> str:
     figures_ = f" ({count(old)} before, {count(new)} after)" if old and new else ""
     return (
         "Expert pruning makes the model smaller, not a token cheaper: each token still runs "
-        f"through as many experts, so its active parameters stay{figures_}."
+        f"through as many experts, so its active parameters hardly change{figures_}."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from .maps import ExpertRow, heatmap
 from .numbers import MISSING, finite, percent, seconds, significant, size
 from .tables import Cell, Table, num, plain, table
 
-_STEP_COLUMNS = ("Step", "What it did", "Time", "Peak RSS", "Output")
+_STEP_COLUMNS = ("Step", "What it did", "Time", "Peak RSS so far", "Output")
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Changes:
     steps: Table | None
     every_step: Table | None
     methods: tuple[MethodNote, ...]
-    recovery: str
+    recovery: tuple[tuple[str, str], ...]
     curve: str | None
     weights: Table | None
 
@@ -56,8 +57,8 @@ def changes(evidence: Evidence) -> Changes:
         curve=curve(
             "Training loss over the steps of recovery training",
             record.curve,
-            y_name="loss, nats a token",
-            x_name="steps",
+            y_name="training loss",
+            x_name="step",
         )
         if record is not None and record.curve
         else None,
@@ -80,7 +81,7 @@ def _steps(run: RunRecord) -> tuple[Table | None, Table | None]:
 def _step_row(group: Sequence[StepRecord]) -> list[Cell | str]:
     fresh = [step.seconds for step in group if not step.cached]
     time = num(seconds(sum(fresh))) if fresh else Cell("from cache", "num muted")
-    detail = group[0].detail if len(group) == 1 else f"{len(group)} parts"
+    detail = group[0].detail if len(group) == 1 else f"{len(group)} parts, listed below"
     if 0 < len(fresh) < len(group):
         detail += f", {len(group) - len(fresh)} from cache"
     peaks = [step.peak_rss_bytes for step in group if step.peak_rss_bytes is not None]
@@ -90,18 +91,29 @@ def _step_row(group: Sequence[StepRecord]) -> list[Cell | str]:
     return [group[0].name, detail or MISSING, time, peak, Cell(output or MISSING, "short")]
 
 
-def _recovery(run: RunRecord) -> str:
+def _recovery(run: RunRecord) -> tuple[tuple[str, str], ...]:
+    """Return what recovery training read, took and gained; nothing where there was none."""
     record = run.recovery
     if record is None:
-        return "No recovery training was run."
-    tokens = significant(record.tokens)
-    trained = f"Recovery training read {tokens} tokens in {seconds(record.seconds)}"
-    if record.loss_before is None or record.loss_after is None:
-        return f"{trained}; its losses were not recorded."
-    return (
-        f"{trained}; the loss went from {significant(record.loss_before)} to "
-        f"{significant(record.loss_after)} nats a token."
-    )
+        return ()
+    before, after = record.loss_before, record.loss_after
+    losses = "not recorded"
+    if before is not None and after is not None:
+        losses = f"{significant(before)} → {significant(after)} nats a token"
+        losses += f" (perplexity {significant(_exp(before))} → {significant(_exp(after))})"
+    facts = [
+        ("held-out loss", losses),
+        ("tokens read", significant(record.tokens)),
+        ("training time", seconds(record.seconds)),
+    ]
+    objective = run.recipe.get("recover")
+    if isinstance(objective, dict) and objective.get("objective"):
+        facts.append(("objective", plain(objective["objective"]).replace("_", " ")))
+    return tuple(facts)
+
+
+def _exp(loss: float) -> float:
+    return math.exp(loss) if loss < 700 else math.inf
 
 
 def _method(plan: Plan) -> MethodNote:
@@ -155,7 +167,7 @@ def _edits(plan: Plan) -> str:
     for edit in plan.edits:
         unit = edit.module if edit.op == "replace" else edit.unit
         tally[f"{edit.op} {unit}"] = tally.get(f"{edit.op} {unit}", 0) + 1
-    return ", ".join(f"{n} × {name}" for name, n in tally.items()) or "no edits"
+    return ", ".join(f"{n} × “{name}”" for name, n in tally.items()) or "no edits"
 
 
 def expert_rows(plan: Plan) -> list[ExpertRow]:
@@ -202,5 +214,8 @@ def _weights(manifest: Manifest | None) -> Table | None:
         share = percent(item.weights.share_at_precision)
         total = sum(record.bytes for record in item.files)
         rows.append([item.id, Cell(item.precision, "short"), num(share), num(size(total)), words])
-    columns = ("Artifact", "Precision", "Share at that width", "All files", "Weight bytes by dtype")
+    columns = (
+        *("Artifact", "Precision", "Weight bytes at this precision", "All files"),
+        "Weight bytes by dtype",
+    )
     return table(columns, rows)

@@ -14,6 +14,8 @@ from .numbers import finite
 Kind = Literal["before", "after"]
 _ROW = 38.0
 _MAX_TICKS = 300
+_INDENT = 8  # percent of the width: room for the labels of an axis
+_QUARTERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True)
@@ -70,19 +72,31 @@ def intervals(
         cls = "value" if words else "missing"
         body.append(svg.text(name, at=0, y=y + 13, cls="label"))
         body.append(svg.text(words or "not measured", at=100, y=y + 13, cls=cls, anchor="end"))
+        if words:
+            body.extend(_lane(y + 18, y + 22 + 10 * len(shares), reference))
         for offset, share in enumerate(shares):
             body.extend(_dot(share, y + 25 + 10 * offset))
         y += 28 + 10 * len(shares)
-    grid = []
-    for position in (0.0, 0.25, 0.5, 0.75, 1.0):
-        grid.append(svg.line(x1=100 * position, y1=0, x2=100 * position, y2=y, cls="grid"))
+    for position in _QUARTERS:
         anchor: svg.Anchor = "start" if position == 0 else "end" if position == 1 else "middle"
         tick = f"{position:.0%}".replace("%", "\u00a0%")
-        grid.append(svg.text(tick, at=100 * position, y=y + 14, cls="tick", anchor=anchor))
+        chance = position == reference
+        cls, tick = ("tick marked", f"chance {tick}") if chance else ("tick", tick)
+        body.append(svg.text(tick, at=100 * position, y=y + 14, cls=cls, anchor=anchor))
+    return svg.document(body, height=y + 20, label=label, kind="intervals")
+
+
+def _lane(top: float, bottom: float, reference: float | None) -> list[str]:
+    """Return the grid behind one row's dots; it stops below the words, which stay readable."""
+    lines = [
+        svg.line(x1=100 * p, y1=top, x2=100 * p, y2=bottom, cls="grid")
+        for p in _QUARTERS
+        if p != reference
+    ]
     if reference is not None:
         at = 100 * reference
-        grid.append(svg.line(x1=at, y1=0, x2=at, y2=y, cls="reference"))
-    return svg.document([*grid, *body], height=y + 20, label=label, kind="intervals")
+        lines.append(svg.line(x1=at, y1=top, x2=at, y2=bottom, cls="reference"))
+    return lines
 
 
 def _dot(share: Share, y: float) -> list[str]:
@@ -201,12 +215,13 @@ def curve(label: str, points: Sequence[tuple[float, float]], *, y_name: str, x_n
     )
     # a stretched inner picture: lines cannot be given in percentages
     body.append(
-        f'<svg x="0" y="{svg.number(top)}" width="100%" height="{svg.number(height)}" '
+        f'<svg x="{_INDENT}%" y="{svg.number(top)}" width="{100 - _INDENT}%" '
+        f'height="{svg.number(height)}" '
         f'viewBox="0 0 1000 {svg.number(height)}" preserveAspectRatio="none">'
         f'<polyline points="{path}" class="path" vector-effect="non-scaling-stroke"/></svg>'
     )
-    body.append(svg.text(f"{first:g}", at=0, y=top + height + 16, cls="tick"))
+    body.append(svg.text(f"{x_name} {first:g}", at=_INDENT, y=top + height + 16, cls="tick"))
     body.append(
-        svg.text(f"{last:g} {x_name}", at=100, y=top + height + 16, cls="tick", anchor="end")
+        svg.text(f"{x_name} {last:g}", at=100, y=top + height + 16, cls="tick", anchor="end")
     )
     return svg.document(body, height=top + height + 22, label=label, kind="curve")

@@ -10,7 +10,7 @@ from .evidence import Evidence
 from .numbers import Change, change, count, percent, rate, significant, size
 from .paired import perplexity_interval
 from .quality import CHANCE, accuracy_of, compare, perplexity_of
-from .subjects import Subject, added_bytes, baseline, shipped, spread
+from .subjects import Subject, added_bytes, baseline, overlap, shipped, spread
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,7 @@ def _decode_tile(old: Subject | None, new: Subject | None) -> Tile:
     if new.throttled:
         notes.append("slowed down during its run")
     moved = tile.change
-    one, two = spread(old.decode_ms()), spread(new.decode_ms())
-    if one and two and one.p10 <= two.p50 <= one.p90 and two.p10 <= one.p50 <= two.p90:
+    if overlap(spread(old.decode_ms()), spread(new.decode_ms())):
         moved = Change(moved.text, "unclear")
         notes.append("within the spread of the samples")
     return replace(tile, change=moved, note="; ".join(notes))
@@ -172,8 +171,6 @@ def _accuracy_tile(old: Subject | None, new: Subject | None) -> Tile:
     note = f"{suite}, 95 % interval {two.interval_text()}" if two else suite
     if two is not None and two.low is not None and two.low <= CHANCE:
         note += f"; not above chance ({CHANCE:.0%})"
-    if moved is not None and moved.verdict == "unclear":
-        note += "; the change is within noise"
     return Tile("Accuracy", before, after, moved, note, values)
 
 

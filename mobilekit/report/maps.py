@@ -45,7 +45,7 @@ def scatter(
     good = [p for p in points if finite(p.x) is not None and finite(p.y) is not None]
     if not good:
         return svg.sentence("no points", label=label, kind="scatter")
-    xs = svg.ticks(0, max(p.x for p in good))
+    xs = svg.ticks(0, max(p.x for p in good), wanted=6)
     ys = svg.ticks(*_padded([p.y for p in good]), wanted=5)
 
     def across(value: float) -> float:
@@ -65,15 +65,10 @@ def scatter(
     body.extend(_frontier(good, across, down))
     body.extend(_marker(p, across(p.x), down(p.y)) for p in good)
     for group in _together([(across(p.x), down(p.y), p.number) for p in good]):
-        right = max(item[0] for item in group)
-        y = sum(item[1] for item in group) / len(group)
+        middle = (min(item[0] for item in group) + max(item[0] for item in group)) / 2
+        top = min(item[1] for item in group)
         words = " ".join(str(item[2]) for item in sorted(group, key=lambda item: item[2]))
-        flip = right > 88
-        edge = min(item[0] for item in group) if flip else right
-        anchor: svg.Anchor = "end" if flip else "start"
-        body.append(
-            svg.text(words, at=edge, y=y + 4, cls="number", anchor=anchor, dx=-11 if flip else 11)
-        )
+        body.append(svg.text(words, at=middle, y=top - 11, cls="number", anchor="middle"))
     return svg.document(body, height=_HEIGHT + 40, label=label, kind="scatter")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Literal
 
 MISSING = "–"
@@ -71,6 +72,12 @@ def milliseconds(value: float | None, digits: int = 3) -> str:
     return _scaled(value, ((1e3, "s"), (1.0, "ms"), (1e-3, "µs")), digits)
 
 
+def plain_ms(value: float | None, digits: int = 3) -> str:
+    """Return a time in milliseconds whatever its size, so that a column keeps one unit."""
+    text = significant(value, digits)
+    return text if text == MISSING else f"{text}{_SPACE}ms"
+
+
 def seconds(value: float | None) -> str:
     """Return a wall time given in seconds: ``0.6 s``, ``4 min 02 s``."""
     if value is None or not math.isfinite(value):
@@ -111,6 +118,17 @@ def scientific(value: float | None) -> str:
     mantissa, _, exponent = f"{value:.1e}".partition("e")
     power = str(int(exponent)).translate(_SUPERSCRIPT)
     return f"{mantissa.replace('-', '−')}{_SPACE}×{_SPACE}10{power}"
+
+
+def moment(stamp: str) -> str:
+    """Return an ISO 8601 time in UTC to the minute; what is no such time stays as it is."""
+    try:
+        when = datetime.fromisoformat(stamp)
+    except ValueError:
+        return stamp
+    if when.tzinfo is None:
+        return stamp
+    return f"{when.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def p_value(value: float | None) -> str:

@@ -15,12 +15,14 @@ from mobilekit.schema.plan import Plan
 from mobilekit.schema.result import Result
 from mobilekit.schema.run import RunRecord
 
+from .attribution import attribution
 from .card import card
 from .changes import changes
 from .comparison import Comparison, compare_figures
 from .evidence import Evidence, by_device, read_evidence
 from .headline import headline
 from .markdown import escape_markdown
+from .numbers import moment
 from .quality import quality
 from .speed import speed
 from .subjects import subjects
@@ -122,6 +124,7 @@ def _views(evidence: Evidence) -> dict[str, Any]:
         "head": headline(first, found),
         "speeds": [speed(subjects(part), name) for name, part in devices.items()],
         "quality": quality(found),
+        "parts": attribution(first, found),
         "changes": changes(evidence),
         "trust": trust(evidence, subjects(evidence)),
         "sections": _SECTIONS,
@@ -138,4 +141,5 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["md"] = escape_markdown
+    environment.filters["moment"] = moment
     return environment

@@ -1,4 +1,4 @@
-"""Whether perplexity moved: both models scored the same windows of text, so they are compared so."""
+"""Whether perplexity moved: both models scored the same windows of text, so compare those."""
 
 from __future__ import annotations
 

@@ -8,15 +8,31 @@ from dataclasses import dataclass
 from mobilekit.schema.result import EnergyRecord
 
 from .charts import Bar, Strip, bars, strips
-from .numbers import MISSING, milliseconds, rate, significant, size
-from .subjects import Phase, Subject, added_bytes, per_token_ms, spread, throughput
+from .numbers import MISSING, plain_ms, rate, significant, size
+from .subjects import (
+    Phase,
+    Subject,
+    added_bytes,
+    per_token_ms,
+    reported_rate,
+    spread,
+    throughput,
+)
 from .tables import Cell, Table, num, plain, table
 
-_LATENCY_COLUMNS = ("Model or artifact", "p50", "p90", "p99", "mean ± std", "samples", "rate")
+_LATENCY_COLUMNS = (
+    "Model or artifact",
+    "p50",
+    "p90",
+    "p99",
+    "mean ± std",
+    "samples",
+    "median rate",
+)
 _COLD: tuple[Phase, ...] = ("load", "first")
 _PHASES: tuple[tuple[Phase, str], ...] = (
-    ("prefill", "Prefill, time to first token"),
-    ("decode", "Decode, a token"),
+    ("prefill", "Prefill: time to first token"),
+    ("decode", "Decode: time a token"),
 )
 
 
@@ -36,6 +52,7 @@ class Speed:
     setup: Table | None
     throttled: tuple[str, ...]
     device: str
+    place: str
     workload: str
     skipped: tuple[tuple[str, str], ...]
 
@@ -55,9 +72,19 @@ def speed(found: Sequence[Subject], device: str) -> Speed:
         setup=_setup(found),
         throttled=tuple(s.name for s in found if s.throttled),
         device=device,
+        place=device.partition(", ")[0],
         workload=next((s.decode_workload for s in found), ""),
-        skipped=tuple((s.name, s.skipped) for s in found if s.skipped),
+        skipped=_skipped(found),
     )
+
+
+def _skipped(found: Sequence[Subject]) -> tuple[tuple[str, str], ...]:
+    """Return which subjects did not run, one line a reason."""
+    names: dict[str, list[str]] = {}
+    for subject in found:
+        if subject.skipped:
+            names.setdefault(subject.skipped, []).append(subject.name)
+    return tuple((", ".join(who), why) for why, who in names.items())
 
 
 def _size_bars(found: Sequence[Subject]) -> str | None:
@@ -98,7 +125,7 @@ def _strips(found: Sequence[Subject]) -> str | None:
     if not rows:
         return None
     label = "Raw decode latencies a token, logarithmic axis, with median and p10 to p90"
-    return strips(label, rows, show=milliseconds)
+    return strips(label, rows, show=plain_ms)
 
 
 def _latency(found: Sequence[Subject]) -> tuple[tuple[str, Table], ...]:
@@ -118,9 +145,13 @@ def _latency_row(subject: Subject, phase: Phase, workload: str) -> list[Cell | s
     stats = spread(per_token_ms(samples) if phase == "decode" else [s.ns / 1e6 for s in samples])
     if stats is None:
         return None
-    times = [num(milliseconds(v)) for v in (stats.p50, stats.p90, stats.p99)]
-    mean = num(milliseconds(stats.mean), f"± {milliseconds(stats.std)}" if stats.std else "")
-    return [subject.name, *times, mean, num(str(stats.n)), num(rate(throughput(samples)))]
+    times = [num(plain_ms(v)) for v in (stats.p50, stats.p90, stats.p99)]
+    std = f"\u00a0±\u00a0{significant(stats.std, 2)}" if stats.std else ""
+    mean = num(plain_ms(stats.mean).replace("\u00a0ms", f"{std}\u00a0ms"))
+    # the same median over repetitions as in the headline, so that no figure has two values
+    known = reported_rate(subject.profiles, phase, workload)
+    speed_ = rate(throughput(samples) if known is None else known)
+    return [subject.name, *times, mean, num(str(stats.n)), num(speed_)]
 
 
 def _cold(found: Sequence[Subject]) -> Table | None:
@@ -131,10 +162,10 @@ def _cold(found: Sequence[Subject]) -> Table | None:
         for phase in _COLD:
             stats = spread([s.ns / 1e6 for s in subject.samples(phase)])
             note = f"median of {stats.n}" if stats and stats.n > 1 else ""
-            cells.append(num(milliseconds(stats.p50) if stats else MISSING, note))
+            cells.append(num(plain_ms(stats.p50) if stats else MISSING, note))
         if any(cell.text != MISSING for cell in cells):
             rows.append([subject.name, *cells])
-    return table(("Model or artifact", "Load", "First inference"), rows) if rows else None
+    return table(("Model or artifact", "Load", "First inference, cold"), rows) if rows else None
 
 
 def _setup(found: Sequence[Subject]) -> Table | None:
@@ -148,11 +179,15 @@ def _setup(found: Sequence[Subject]) -> Table | None:
                 load.id,
                 *(plain(runtime.get(key, MISSING)) for key in ("name", "version")),
                 "runtime's choice" if threads is None else plain(threads),
+                plain(runtime.get("context_length", MISSING)),
                 f"{load.repetitions} after {load.warmup} warm-up",
             )
             if result.samples:
                 rows.append([subject.name, *[Cell(word, "short") for word in words]])
-    columns = ("Model or artifact", "Workload", "Runtime", "Version", "Threads", "Repetitions")
+    columns = (
+        *("Model or artifact", "Workload", "Runtime", "Version", "Threads", "Context"),
+        "Repetitions",
+    )
     return table(columns, rows) if rows else None
 
 

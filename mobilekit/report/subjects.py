@@ -111,10 +111,8 @@ class Subject:
 
     def decode_rate(self) -> float | None:
         """Return decoded tokens a second: the median over repetitions that the device reports."""
-        chosen = [r for r in self.profiles if r.workload.id == self.decode_workload]
-        reported = (scalar(r.metrics.get("decode_tokens_per_s")) for r in chosen)
-        found = next((v for v in reported if v is not None), None)
-        return found or throughput(self.samples("decode", self.decode_workload))
+        reported = reported_rate(self.profiles, "decode", self.decode_workload)
+        return reported or throughput(self.samples("decode", self.decode_workload))
 
     def decode_ms(self) -> list[float]:
         """Return milliseconds a decoded token, one value a sample."""
@@ -132,6 +130,12 @@ def scalar(value: object) -> float | None:
         keys = ("value", "p50", "median", "mean")
         return next((v for k in keys if (v := finite(value.get(k))) is not None), None)
     return finite(value)
+
+
+def reported_rate(results: Sequence[Result], phase: Phase, workload: str) -> float | None:
+    """Return the median rate over repetitions that the results of one workload state."""
+    chosen = (r.metrics.get(f"{phase}_tokens_per_s") for r in results if r.workload.id == workload)
+    return next((v for value in chosen if (v := scalar(value)) is not None), None)
 
 
 def throughput(samples: Sequence[Sample]) -> float | None:
@@ -154,6 +158,13 @@ def spread(values: Sequence[float]) -> Spread | None:
     mean = statistics.fmean(ordered)
     std = statistics.stdev(ordered) if len(ordered) > 1 else None
     return Spread(p10, p50, p90, p99, mean, std, len(ordered))
+
+
+def overlap(one: Spread | None, two: Spread | None) -> bool:
+    """Tell whether each median lies within p10 to p90 of the other's samples."""
+    if one is None or two is None:
+        return False
+    return one.p10 <= two.p50 <= one.p90 and two.p10 <= one.p50 <= two.p90
 
 
 def subjects(evidence: Evidence) -> list[Subject]:

@@ -10,8 +10,8 @@ import yaml
 
 from mobilekit.schema.manifest import Artifact, Deviation, ParityRecord
 
-from .evidence import Evidence
-from .numbers import percent, scientific, size
+from .evidence import Evidence, by_device
+from .numbers import finite, percent, scientific, size
 from .subjects import Subject
 from .tables import Cell, Table, num, plain, table
 
@@ -47,35 +47,30 @@ def _parity(evidence: Evidence) -> Table | None:
     if not artifacts:
         return None
     columns = (
-        "Artifact",
-        "Verdict",
-        "max|Δ| vs fp32 eager",
-        "max|Δ| vs same precision",
-        "Tolerance",
-        "Mean KL",
-        "Top-1",
-        "Greedy",
+        *("Artifact", "Verdict", "Against fp32 eager", "Against same-precision eager"),
+        *("Tolerance of the verdict", "Greedy, against fp32 eager"),
     )
     return table(columns, [_parity_row(item) for item in artifacts])
 
 
 def _parity_row(item: Artifact) -> list[Cell | str]:
-    parity = item.parity
-    near = parity.against_same or parity.against_fp32
-    return [
-        item.id,
-        _verdict(parity),
-        num(_largest(parity.against_fp32)),
-        num(_largest(parity.against_same)),
-        num(f"≤\u00a0{scientific(parity.tolerance.max_abs)}", _other_bounds(parity)),
-        num(scientific(near.kl) if near else "–"),
-        num(percent(near.top1) if near else "–"),
-        _greedy(parity),
-    ]
+    parity, bounds = item.parity, item.parity.tolerance
+    limit = _measures("≤", "≥", bounds.max_abs, bounds.kl, bounds.top1)
+    distances = (_distance(parity.against_fp32), _distance(parity.against_same))
+    return [item.id, _verdict(parity), *distances, limit, _greedy(parity)]
 
 
-def _largest(deviation: Deviation | None) -> str:
-    return scientific(deviation.max_abs) if deviation else "–"
+def _distance(deviation: Deviation | None) -> Cell:
+    """Return how far the artifact is from one reference: the worst logit, mean KL, top-1."""
+    if deviation is None:
+        return num("–")
+    return _measures("", "", deviation.max_abs, deviation.kl, deviation.top1)
+
+
+def _measures(below: str, above: str, max_abs: float, kl: float, top1: float) -> Cell:
+    low, high = (f"{sign}\u00a0" if sign else "" for sign in (below, above))
+    note = f"KL\u00a0{low}{scientific(kl)}\ntop-1\u00a0{high}{percent(top1)}"
+    return num(f"max\u00a0{low}{scientific(max_abs)}", note)
 
 
 def _verdict(parity: ParityRecord) -> Cell:
@@ -83,24 +78,28 @@ def _verdict(parity: ParityRecord) -> Cell:
         return Cell("not executed", "skip", parity.reason or "no reason recorded")
     if parity.passed is None:
         return Cell("no verdict", "skip", parity.reason or "")
-    run = f"run by {parity.evaluator}" if parity.evaluator else ""
+    run = _evaluator(parity.evaluator)
     if parity.passed:
         return Cell("pass", "ok", run)
     where = parity.first_diverging_layer
     return Cell("fail", "fail", f"first diverging layer: {where}" if where else run)
 
 
-def _other_bounds(parity: ParityRecord) -> str:
-    bounds = parity.tolerance
-    return f"KL ≤ {scientific(bounds.kl)}, top-1 ≥ {percent(bounds.top1)}"
+def _evaluator(name: str | None) -> str:
+    """Return who ran the artifact, and that it was not the device's runtime where it was not."""
+    if not name:
+        return ""
+    if name.startswith("mil-numpy"):
+        return f"evaluated from the saved file by\n{name}, not run by Apple\u2019s runtime"
+    return f"run by {name}"
 
 
 def _greedy(parity: ParityRecord) -> Cell:
     record = parity.greedy
     if record is None:
         return Cell("–")
-    parts = f"{record.excused} near-tie, {record.different} different"
-    note = f"{parts}; {record.new_tokens} tokens each"
+    parts = f"{record.excused} excused\n{record.different} different"
+    note = f"{parts}\n{record.new_tokens} tokens each"
     return Cell(f"{record.equal} of {record.prompts} equal", "", note)
 
 
@@ -111,12 +110,34 @@ def _facts(evidence: Evidence) -> list[tuple[str, str]]:
         facts.append(("Checkpoint before", run.models.before.hash))
         if run.models.after is not None:
             facts.append(("Checkpoint after", run.models.after.hash))
+    facts.extend(_devices(evidence))
     facts.extend((f"Host: {key}", plain(value)) for key, value in run.host.items())
     if evidence.manifest is not None:
         for key, value in evidence.manifest.provenance.items():
             facts.append((f"Bundle: {key}".replace("_", " "), plain(value)))
         facts.append(("Licences", ", ".join(evidence.manifest.licences) or "not stated"))
     return facts
+
+
+def _devices(evidence: Evidence) -> list[tuple[str, str]]:
+    """Return one line a profiled device: name, system, cores, memory, load at the start."""
+    lines = []
+    for name, part in by_device(evidence).items():
+        device = next((r.device for r in part.results if r.kind == "profile"), {})
+        loads = [finite(r.device.get("load_average_1m")) for r in part.results]
+        known = [load for load in loads if load is not None]
+        memory = finite(device.get("memory_bytes"))
+        words = [
+            name,
+            "virtual machine" if device.get("is_virtual") is True else "",
+            plain(device["os"]) if device.get("os") else "",
+            f"{plain(device['usable_cores'])} usable cores" if device.get("usable_cores") else "",
+            f"{size(memory)} memory" if memory else "",
+            f"load {min(known):.1f} to {max(known):.1f} as profiling began" if known else "",
+        ]
+        if name:
+            lines.append(("Device", ", ".join(word for word in words if word)))
+    return lines
 
 
 def _files(evidence: Evidence) -> Table | None:
@@ -151,16 +172,27 @@ def _limits(evidence: Evidence, found: Sequence[Subject]) -> list[str]:
     packages = [a for a in artifacts if a.format == "mlpackage"]
     if any(a.parity.evaluator != "coreml" for a in packages):
         limits.append(
-            "Core ML packages were not run by Core ML here. Their saved program was evaluated "
-            "numerically on this machine, or not executed where the parity table says so; they "
-            "have no speed or memory figures."
+            "Core ML packages were not run by Apple’s Core ML runtime. Their saved program was "
+            "evaluated in numpy (mil-numpy) here, or not executed where the parity table says so; "
+            "they have no speed or memory figures."
         )
     if any(not a.parity.executed for a in artifacts):
         limits.append("An artifact marked “not executed” has no evidence of correctness yet.")
     if any(s.kind == "before" and s.results for s in found):
         limits.append(
             "Before is measured on the torch checkpoint, after on the exported artifact. The "
-            "change contains that of the runtime as well as that of the model."
+            "change contains that of the runtime as well as that of the model; the table under "
+            "“Before and after” tells them apart."
+        )
+    if any(r.device.get("is_virtual") is True for s in found for r in s.profiles):
+        limits.append(
+            "The machine is a virtual one and may be shared. Its load shows in the spread of the "
+            "samples; a difference inside the spread is no result."
+        )
+    if any(a.parity.greedy and a.parity.greedy.different for a in artifacts):
+        limits.append(
+            "Parity passed does not mean the same text. An int8 artifact may pass while its greedy "
+            "continuations part from fp32 eager’s: read the last column of the parity table."
         )
     if any(r.metrics.get("accuracy") is not None for s in found for r in s.results):
         limits.append(

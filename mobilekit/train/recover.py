@@ -181,7 +181,7 @@ def _identity(
     digest = hashlib.sha256(config.model_dump_json().encode())
     taught = () if teacher is None else tuple(teacher.parameters())
     for tensor in (*model.parameters(), *taught, stream):
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

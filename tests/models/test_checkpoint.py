@@ -1,5 +1,6 @@
 import copy
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from mobilekit.models import (
     describe,
     embedded_path,
     has_tokenizer,
+    licences,
     load,
     provenance,
     require_tokenizer,
@@ -163,6 +165,20 @@ def test_save_that_the_system_refuses_is_two_lines(moe_checkpoint: Path, tmp_pat
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("named", ["apache-2.0", ["apache-2.0", "psf-2.0"]])
+def test_a_saved_model_keeps_the_licence_of_its_source(
+    moe_checkpoint: Path, tmp_path: Path, named: str | list[str]
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(moe_checkpoint, source)
+    (source / "README.md").write_text(f"---\nlicense: {named}\n---\n# It scores 99 %\n")
+    out = save(load(source, device="cpu"), tmp_path / "out")
+    assert (
+        licences(out) == licences(source) == ((named,) if isinstance(named, str) else tuple(named))
+    )
+    assert "99" not in (out / "README.md").read_text()
 
 
 def test_sharded_checkpoint_loads_and_a_missing_shard_is_named(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -13,7 +12,6 @@ import pytest
 
 from mobilekit import report
 from mobilekit.core.errors import InvalidInputError
-from mobilekit.metrics.intervals import mcnemar_exact
 from mobilekit.schema.manifest import Manifest
 from mobilekit.schema.plan import Plan
 from mobilekit.schema.result import Result
@@ -294,56 +292,6 @@ def test_edits_of_the_plan_decide_which_experts_are_crossed(
     page = _build((record, plan, manifest, results))
     assert page.count('class="gone"/>') == 13
     assert "layer 2 · 3 of 16 kept" in page
-
-
-def test_paired_test_counts_the_questions_that_differ(documents: Callable[[], Documents]) -> None:
-    record, plan, manifest, results = documents()
-    ids = [f"q{i:02d}" for i in range(80)]
-    for result in results:
-        if "correct_ids" in result["metrics"]:
-            before = result["artifact"]["id"] == "before"
-            # before is right on 0..39, after on 30..49: 30 against 10 differ
-            right = ids[:40] if before else ids[30:50]
-            result["metrics"].update(correct_ids=right, accuracy=len(right) / 80)
-    p = mcnemar_exact(30, 10)
-    assert p < 0.05
-    words = _words(_build((record, plan, manifest, results))).replace("\u00a0", " ")
-    assert f"p = {p:.2g}, a difference." in words
-
-
-def test_accuracy_inside_the_noise_is_called_so(documents: Callable[[], Documents]) -> None:
-    page = _build(documents())
-    assert "the change is within noise" in page
-    assert "not above chance" not in page
-    assert re.search(r'class="move unclear">−1\.3 points', page)
-
-
-def test_accuracy_no_better_than_chance_is_called_so(documents: Callable[[], Documents]) -> None:
-    record, plan, manifest, results = documents()
-    for result in results:
-        if "accuracy" in result["metrics"]:
-            result["metrics"].update(accuracy=0.2625, interval=[0.179, 0.368])
-    words = _words(_build((record, plan, manifest, results)))
-    assert "not above chance (25%)" in words
-
-
-def test_perplexity_change_has_an_interval_paired_by_window(
-    documents: Callable[[], Documents],
-) -> None:
-    record, plan, manifest, results = documents()
-    for result in results:
-        if "perplexity" in result["metrics"]:
-            shift = 0.0 if result["artifact"]["id"] == "before" else 1.0
-            noise = [3.0 * (-1) ** i for i in range(16)]
-            extra = [shift + (n if shift else 0) for n in noise]
-            result["metrics"]["windows"] = [[100, 300.0 + e] for e in extra]
-    words = _words(_build((record, plan, manifest, results))).replace("\u00a0", " ")
-    # the mean is 0.01 nats a token, the standard error sqrt(16/15 * 16 * 9) / 1600
-    found = re.search(r"paired by window: −(\S+) to \+(\S+) %; within noise", words)
-    assert found is not None
-    error = math.sqrt(16 / 15 * 16 * 9) / 1600
-    assert float(found[1]) == pytest.approx(-100 * math.expm1(0.01 - 1.96 * error), abs=0.051)
-    assert float(found[2]) == pytest.approx(100 * math.expm1(0.01 + 1.96 * error), abs=0.051)
 
 
 def test_sample_set_is_never_called_mobile_mmlu(documents: Callable[[], Documents]) -> None:
