@@ -108,8 +108,7 @@ def _key(job: Job, backend: Backend) -> str:
 @cache
 def code_hash() -> str:
     """Return the hash of the code that turns a checkpoint into an artifact."""
-    here, models = Path(__file__).parent, Path(mobilekit.__file__).parent / "models"
-    sources = [p for part in ("families", "modules") for p in (models / part).rglob("*.py")]
+    rooms = [Path(mobilekit.__file__).parent / room for room in ("models", "runtime")]
     return sha256_json(
-        [sha256_tree(here, here.rglob("*.py")), sha256_tree(models, sources)],
+        [sha256_tree(room, room.rglob("*.py")) for room in (Path(__file__).parent, *rooms)]
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mobilekit.core.errors import CheckFailedError, InvalidInputError
+from mobilekit.core.errors import CheckFailedError, InvalidInputError, NotExecutableError
 from mobilekit.metrics.language import kl_divergence
 from mobilekit.runtime import TokenLogits, open_artifact
 from mobilekit.schema.bundle import Bundle
@@ -141,19 +141,25 @@ def check_files(bundle: Bundle) -> None:
 def _verify_one(
     bundle: Bundle, item: Artifact, vectors: Vectors, checkpoint: Path | None
 ) -> ParityRecord:
-    if not item.parity.executed:
-        return item.parity
-    record = measure(
-        open_artifact(bundle, item),
-        vectors,
-        vectors.same.get(item.id, vectors.eager),
-        precision=item.precision,
-        tolerance=item.parity.tolerance,
-    )
+    same, tolerance = _same(vectors, item, bundle), item.parity.tolerance
+    try:
+        runtime = open_artifact(bundle, item)
+        record = measure(runtime, vectors, same, precision=item.precision, tolerance=tolerance)
+    except NotExecutableError as error:
+        return ParityRecord(executed=False, reason=error.message, tolerance=tolerance)
     if record.passed or checkpoint is None:
         return record
     layer = diagnose(bundle.manifest, bundle.artifact_path(item), item, vectors, checkpoint)
     return record.model_copy(update={"first_diverging_layer": layer})
+
+
+def _same(vectors: Vectors, item: Artifact, bundle: Bundle) -> Answer:
+    if item.id not in vectors.same:
+        raise InvalidInputError(
+            f"{bundle.root} has no same-precision reference for {item.id}",
+            hint="Export the bundle anew.",
+        )
+    return vectors.same[item.id]
 
 
 def diagnose(

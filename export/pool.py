@@ -70,7 +70,7 @@ def _start(name: str, job: Job) -> _Running:
     environment.pop("PYTHONHOME", None)
     with log.open("wb") as sink:
         process = subprocess.Popen(
-            [sys.executable, "-m", "mobilekit.export.worker", str(job_path)],
+            [sys.executable, "-P", "-m", "mobilekit.export.worker", str(job_path)],
             stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=subprocess.STDOUT,

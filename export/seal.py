@@ -6,11 +6,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 import mobilekit
 from mobilekit.core.files import atomic_write_json, read_json, sha256_file
-from mobilekit.models import checkpoint_hash, describe
+from mobilekit.models import checkpoint_hash, describe, licences
 from mobilekit.models.families import family_for_class
 from mobilekit.schema.manifest import MANIFEST_FILE, Artifact, FileRecord, Manifest
 from mobilekit.schema.plan import PLAN_FILE, read_plans
@@ -50,7 +48,7 @@ def seal(
         tokenizer=tuple(_copy(source, bundle, name, "tokenizer") for name in tokenizer),
         vectors=record(bundle, VECTORS_FILE),
         plans=tuple(plan.to_json() for plan in plans),
-        licences=_licences(source),
+        licences=licences(source),
         recipe=recipe,
         provenance={"checkpoint": checkpoint_hash(source), "mobilekit": mobilekit.__version__},
     )
@@ -69,21 +67,6 @@ def _copy(source: Path, bundle: Path, name: str, folder: str) -> FileRecord:
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source / name, target)
     return record(bundle, f"{folder}/{name}")
-
-
-def _licences(source: Path) -> tuple[str, ...]:
-    """Return the licences that the checkpoint's model card names in its header, if it has one."""
-    card = source / "README.md"
-    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
-    parts = text.split("---", 2)
-    if parts[0].strip() or len(parts) < 3:
-        return ()
-    try:
-        header = yaml.safe_load(parts[1])
-    except yaml.YAMLError:
-        return ()
-    named = header.get("license") if isinstance(header, dict) else None
-    return tuple(str(name) for name in (named if isinstance(named, list) else [named]) if name)
 
 
 def _model_facts(source: Path) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def main(
     )
     rows = []
     for item in manifest.artifacts:
-        size = megabytes(sum(record.bytes for record in item.files))
+        size = megabytes(item.total_bytes)
         share = f"{item.weights.share_at_precision:.1%}"
         rows.append([item.id, size, share, *parity_cells(item.parity)])
     failed = any(item.parity.passed is False for item in manifest.artifacts)

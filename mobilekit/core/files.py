@@ -55,7 +55,9 @@ def safe_join(root: Path, relative: str) -> Path:
         InvalidInputError: If the path is absolute, has ``..`` or a drive, or is a link outwards.
     """
     pure = PurePosixPath(relative)
-    bad = pure.is_absolute() or ".." in pure.parts or "\\" in relative or ":" in relative
+    odd = any(character in relative for character in "\\:\0")
+    too_long = any(len(part.encode(errors="replace")) > 255 for part in pure.parts)
+    bad = pure.is_absolute() or ".." in pure.parts or odd or too_long
     joined = root / pure
     if bad or not relative or not joined.resolve().is_relative_to(root.resolve()):
         raise InvalidInputError(

@@ -181,8 +181,7 @@ def _bundle_tokenizer(bundle: Bundle) -> TextTokenizer:
 
 
 def _reference(item: Artifact) -> ArtifactRef:
-    size = sum(record.bytes for record in item.files)
-    return ArtifactRef(id=item.id, sha256=item.files[0].sha256, bytes=size)
+    return ArtifactRef(id=item.id, sha256=item.sha256, bytes=item.total_bytes)
 
 
 def _host() -> dict[str, Any]:

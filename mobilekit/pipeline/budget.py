@@ -17,7 +17,7 @@ def check_budget(budget: Budget | None, root: Path) -> list[str]:
     peaks = _added_peaks(root)
     reasons = []
     for item in open_bundle(root / "bundle").manifest.artifacts:
-        size = sum(record.bytes for record in item.files) / 1e6
+        size = item.total_bytes / 1e6
         over = []
         if budget.file_mb is not None and size > budget.file_mb:
             over.append(f"{size:.1f} MB file")

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mobilekit.core import console
 from mobilekit.core.files import atomic_write_json
+from mobilekit.profile.config import ProfileConfig
 from mobilekit.schema.bundle import Bundle, open_bundle
-from mobilekit.schema.result import ArtifactRef
+from mobilekit.schema.result import ArtifactRef, Result
 
-from .steps import hash_of
+from .steps import hash_of, seeded
 
 if TYPE_CHECKING:
     from .steps import Context
@@ -39,7 +40,7 @@ def subjects(context: Context) -> Iterator[Subject]:
     yield _checkpoint("before", context.source)
     if context.checkpoint != context.source:
         yield _checkpoint("after", context.checkpoint)
-    if not (context.root / "bundle").is_dir():
+    if context.recipe.export is None:
         return
     bundle = open_bundle(context.root / "bundle")
     for item in bundle.manifest.artifacts:
@@ -53,42 +54,49 @@ def _checkpoint(name: str, path: Path) -> Subject:
 
 def _artifact(bundle: Bundle, name: str) -> Subject:
     item = bundle.artifact(name)
-    size = sum(record.bytes for record in item.files)
-    return Subject(name, bundle.root, name, item.files[0].sha256, size)
+    return Subject(name, bundle.root, name, item.sha256, item.total_bytes)
 
 
 def profile_all(context: Context) -> None:
     """Profile every subject on every device of the recipe, one result file a workload."""
-    from mobilekit import profile
-
     config = context.recipe.profile
     assert config is not None
-    everything = list(subjects(context))
     for device in config.devices:
-        for subject in everything:
+        for subject in subjects(context):
+            step_id = f"profile-{device}-{subject.id}"
             inputs = {"artifact": subject.sha256, "config": config.model_dump(mode="json")}
+            names = [f"results/{step_id}-{workload}.json" for workload in config.workloads]
 
-            def work(subject: Subject = subject, device: str = device) -> str:
-                results = profile.run(
-                    subject.path,
-                    device,
-                    artifacts=[subject.target] if subject.target else None,
-                    workloads=config.workloads,
-                    repetitions=config.repetitions,
-                    warmup=config.warmup,
-                    threads=config.threads,
-                )
-                if all("skipped" in result.metrics for result in results):
-                    lines = ["not profiled"]
-                else:
-                    lines = [profile.summary_line(result) for result in results]
-                for result in results:
-                    named = result.model_copy(update={"artifact": subject.ref})
-                    name = f"profile-{device}-{subject.id}-{result.workload.id}.json"
-                    atomic_write_json(context.root / "results" / name, named.to_json())
-                return f"{subject.id}: {', '.join(lines)}"
+            def work(subject: Subject = subject, device: str = device, names: Any = names) -> str:
+                results = _profile(subject, device, config)
+                for name, result in zip(names, results, strict=True):
+                    atomic_write_json(context.root / name, result.to_json())
+                return f"{subject.id}: {_summary(results)}"
 
-            context.do("profile", f"profile-{device}-{subject.id}", inputs, "results", work)
+            context.do("profile", step_id, inputs, names, work)
+
+
+def _profile(subject: Subject, device: str, config: ProfileConfig) -> list[Result]:
+    from mobilekit import profile
+
+    results = profile.run(
+        subject.path,
+        device,
+        artifacts=[subject.target] if subject.target else None,
+        workloads=config.workloads,
+        repetitions=config.repetitions,
+        warmup=config.warmup,
+        threads=config.threads,
+    )
+    return [result.model_copy(update={"artifact": subject.ref}) for result in results]
+
+
+def _summary(results: list[Result]) -> str:
+    from mobilekit import profile
+
+    if all("skipped" in result.metrics for result in results):
+        return "not profiled"
+    return ", ".join(profile.summary_line(result) for result in results)
 
 
 def evaluate_all(context: Context) -> None:
@@ -99,7 +107,8 @@ def evaluate_all(context: Context) -> None:
         if (reason := evaluate.cannot_run(subject.path, subject.target)) is not None:
             console.status(f"[evaluate]  {subject.id}: not evaluated, {reason}")
             continue
-        for index, config in enumerate(context.recipe.evaluate):
+        for index, chosen in enumerate(context.recipe.evaluate):
+            config = seeded(chosen, context.recipe.seed)
             step_id = f"evaluate-{config.suite}-{index}-{subject.id}"
             inputs = {"artifact": subject.sha256, "config": config.model_dump(mode="json")}
             output = f"results/{step_id}.json"
@@ -111,4 +120,11 @@ def evaluate_all(context: Context) -> None:
                 atomic_write_json(context.root / out, result.to_json())
                 return f"{subject.id}: {evaluate.summary_line(result)}"
 
-            context.do("evaluate", step_id, inputs, output, work)
+            context.do("evaluate", step_id, inputs, [output], work)
+
+
+def remove_stale(context: Context) -> None:
+    """Remove the results of an earlier recipe, so that no report mixes them in."""
+    for path in (context.root / "results").glob("*.json"):
+        if f"results/{path.name}" not in context.directory.written:
+            path.unlink()

@@ -19,6 +19,7 @@ from mobilekit.schema.run import RUN_FILE, ModelPair, ModelRecord, RecoveryRecor
 
 from . import steps
 from .budget import check_budget
+from .measuring import remove_stale
 from .state import RunDirectory, open_run
 
 _PACKAGES = (
@@ -97,6 +98,7 @@ def _carry_out(context: steps.Context, command: str) -> list[str]:
         failures += steps.verify(context)
     steps.profile(context)
     steps.evaluate(context)
+    remove_stale(context)
     failures += check_budget(context.recipe.budget, context.directory.root)
     record = _record(context, command)
     atomic_write_json(context.directory.root / RUN_FILE, record.to_json())
@@ -129,7 +131,7 @@ def _record(context: steps.Context, command: str) -> RunRecord:
         steps=tuple(context.directory.records),
         models=ModelPair(before=before, after=after),
         recovery=RecoveryRecord.parse(read_json(recovery), str(recovery))
-        if recovery.is_file()
+        if context.recipe.recover is not None
         else None,
     )
 

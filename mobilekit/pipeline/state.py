@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -27,10 +27,13 @@ from mobilekit.core.strict import StrictModel
 from mobilekit.schema.run import StepName, StepRecord
 
 _STATE = ".state"
+# what a run writes; an unfinished one is called `.NAME.` and something random
+_OUTPUTS = ("checkpoint", "compressed", "bundle", "run.json", "report.html", "model_card.md")
 
 
 class _Done(StrictModel):
     key: str
+    outputs: tuple[str, ...]
     record: StepRecord
 
 
@@ -40,6 +43,7 @@ class RunDirectory:
 
     root: Path
     records: list[StepRecord] = field(default_factory=list)
+    written: set[str] = field(default_factory=set)  # outputs of this run's steps
 
     def step(
         self,
@@ -48,26 +52,28 @@ class RunDirectory:
         work: Callable[[], str],
         *,
         name: StepName,
-        output: str | None,
+        outputs: Sequence[str] = (),
     ) -> bool:
         """Do a step, unless it is done already with the same inputs, settings and code.
 
         Args:
             step_id: Unique id of the step in this run.
             inputs: All that the result depends on, as JSON values.
-            work: Does the step, writes ``output`` atomically, and returns a one-line summary.
+            work: Does the step, writes ``outputs`` atomically, and returns a one-line summary.
             name: Kind of step, for the record ("compress").
-            output: What the step writes, relative to the run directory.
+            outputs: What the step writes, relative to the run directory.
 
         Returns:
             Whether the step was done before.
         """
-        key = sha256_json({"step": step_id, "inputs": inputs, "code": code_hash()})
+        self.written.update(outputs)
+        identity = {"step": step_id, "inputs": inputs, "to": list(outputs), "code": code_hash()}
+        key = sha256_json(identity)
         path = self.root / _STATE / f"{step_id}.json"
-        if (done := self._done(path, key, output)) is not None:
+        if (done := self._done(path, key, outputs)) is not None:
             self.records.append(done.record.model_copy(update={"cached": True}))
             return True
-        path.unlink(missing_ok=True)
+        self._forget(path, outputs)
         started = time.monotonic()
         detail = work()
         record = StepRecord(
@@ -75,15 +81,24 @@ class RunDirectory:
             detail=detail,
             seconds=round(time.monotonic() - started, 3),
             cached=False,
-            output=output,
+            output=outputs[0] if outputs else None,
             peak_rss_bytes=peak_rss_bytes(),
         )
-        atomic_write_json(path, _Done(key=key, record=record).model_dump(mode="json"))
+        done = _Done(key=key, outputs=tuple(outputs), record=record)
+        atomic_write_json(path, done.model_dump(mode="json"))
         self.records.append(record)
         return False
 
-    def _done(self, path: Path, key: str, output: str | None) -> _Done | None:
-        if not path.is_file() or (output and not safe_join(self.root, output).exists()):
+    def _forget(self, path: Path, outputs: Sequence[str]) -> None:
+        """Take back what was done before and is about to be written over."""
+        path.unlink(missing_ok=True)
+        for other in (self.root / _STATE).glob("*.json"):
+            content = read_json(other)
+            if isinstance(content, dict) and set(content.get("outputs", ())) & set(outputs):
+                other.unlink()
+
+    def _done(self, path: Path, key: str, outputs: Sequence[str]) -> _Done | None:
+        if not path.is_file() or not all(safe_join(self.root, o).exists() for o in outputs):
             return None
         try:
             done = _Done.parse(read_json(path), str(path))
@@ -107,6 +122,11 @@ def open_run(root: Path, *, resume: bool) -> Iterator[RunDirectory]:
             f"{root} exists and is not empty",
             hint="Go on with it by --resume, or choose another --out.",
         )
+    if resume and root.is_dir() and any(root.iterdir()) and not (root / _STATE).is_dir():
+        raise UsageError(
+            f"{root} is not a run directory, so there is nothing to resume",
+            hint="Give the --out of the run to go on with, or choose a new one without --resume.",
+        )
     with writing(root):
         (root / _STATE).mkdir(parents=True, exist_ok=True)
         lock = (root / _STATE / "lock").open("w")
@@ -122,10 +142,9 @@ def open_run(root: Path, *, resume: bool) -> Iterator[RunDirectory]:
 
 
 def _remove_leftovers(root: Path) -> None:
-    """Remove the temporary siblings that a killed process left; finished outputs have no dot."""
-    for path in [*root.glob(".*"), *(root / "results").glob(".*")]:
-        if path.name == _STATE:
-            continue
+    """Remove the temporary siblings that a killed process left, and nothing else."""
+    ours = [path for name in _OUTPUTS for path in root.glob(f".{name}.*")]
+    for path in [*ours, *(root / "results").glob(".*.json.*")]:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:

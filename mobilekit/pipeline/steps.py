@@ -7,11 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
 
 from mobilekit.core import console
 from mobilekit.core.device import choose_device
-from mobilekit.core.errors import UsageError
 from mobilekit.models import (
     checkpoint_hash,
     describe,
@@ -57,10 +58,10 @@ class Context:
         return self.root / ("compressed" if self.recipe.recover is not None else "checkpoint")
 
     def do(
-        self, name: StepName, step_id: str, inputs: Any, output: str, work: Callable[[], str]
+        self, name: StepName, step_id: str, inputs: Any, outputs: list[str], work: Callable[[], str]
     ) -> None:
         """Do one step unless it is done already, and say so in one line."""
-        done = self.directory.step(step_id, inputs, work, name=name, output=output)
+        done = self.directory.step(step_id, inputs, work, name=name, outputs=outputs)
         record = self.directory.records[-1]
         took = "done before" if done else f"{record.seconds:.1f} s"
         console.status(f"{f'[{name}]':12}{record.detail}   {took}")
@@ -75,6 +76,15 @@ def hash_of(path: Path) -> str:
     """Return a checkpoint's content hash; read again only where a file changed."""
     files = sorted(p for p in path.iterdir() if p.is_file())
     return _hash_at(path, tuple(p.stat().st_mtime_ns for p in files))
+
+
+Seeded = TypeVar("Seeded", bound=BaseModel)
+
+
+def seeded(config: Seeded, seed: int) -> Seeded:
+    """Return settings with the recipe's seed, where they have one and do not name their own."""
+    has_seed = "seed" in type(config).model_fields and "seed" not in config.model_fields_set
+    return config.model_copy(update={"seed": seed}) if has_seed else config
 
 
 def step_names(recipe: Recipe) -> list[str]:
@@ -131,7 +141,7 @@ def compress(context: Context) -> None:
         _replace(out, lambda: save(model, out, tokenizer_from=context.source))
         return "; ".join(details)
 
-    context.do("compress", "compress", inputs, out.name, work)
+    context.do("compress", "compress", inputs, [out.name], work)
 
 
 def _plan_line(method: str, config: dict[str, Any], summary: dict[str, Any]) -> str:
@@ -154,6 +164,7 @@ def recover(context: Context) -> None:
     config = context.recipe.recover
     if config is None:
         return
+    config = seeded(config, context.recipe.seed)
     inputs = {
         "student": hash_of(context.compressed),
         "teacher": hash_of(context.source),
@@ -178,7 +189,7 @@ def recover(context: Context) -> None:
         before, after = result.heldout_loss_before, result.heldout_loss_after
         return f"{result.tokens} tokens, held-out loss {before:.3f} → {after:.3f} nats a token"
 
-    context.do("recover", "recover", inputs, "checkpoint", work)
+    context.do("recover", "recover", inputs, ["checkpoint", "results/recovery.json"], work)
 
 
 def export(context: Context) -> None:
@@ -205,7 +216,7 @@ def export(context: Context) -> None:
         _replace(out, build)
         return f"{', '.join(config.targets)} in {', '.join(config.precisions)}"
 
-    context.do("export", "export", inputs, "bundle", work)
+    context.do("export", "export", inputs, ["bundle"], work)
 
 
 def verify(context: Context) -> list[str]:
@@ -214,20 +225,18 @@ def verify(context: Context) -> list[str]:
     from mobilekit.schema.bundle import open_bundle
 
     bundle = open_bundle(context.root / "bundle")
-    inputs = {"manifest": bundle.manifest.to_json()}
+    exporter.check_files(bundle)  # on every run: a file may have changed since
     artifacts = bundle.manifest.artifacts
     failed = [item for item in artifacts if item.parity.passed is False]
 
     def work() -> str:
-        exporter.check_files(bundle)
         executed = sum(item.parity.executed for item in artifacts)
         return (
             f"{executed} of {len(artifacts)} artifacts run against eager, {len(failed)} outside "
             "tolerance, every checksum right"
         )
 
-    context.do("verify", "verify", inputs, "bundle", work)
-
+    context.do("verify", "verify", {"manifest": bundle.manifest.to_json()}, [], work)
     return [
         f"{item.id} is outside its parity tolerance, first at {item.parity.first_diverging_layer}"
         for item in failed
@@ -254,6 +263,4 @@ def report(context: Context) -> None:
     """Write the page and the model card."""
     from mobilekit import report as reporter
 
-    if not (context.root / "run.json").is_file():
-        raise UsageError("nothing to report on", hint="Run the recipe first.")
     reporter.write(context.root)

@@ -95,8 +95,8 @@ def _artifact(bundle: Bundle, item: Artifact, *, is_requested: bool) -> Target:
     return Target(
         ref=ArtifactRef(
             id=item.id,
-            sha256=item.files[0].sha256,
-            bytes=sum(record.bytes for record in item.files),
+            sha256=item.sha256,
+            bytes=item.total_bytes,
         ),
         root=bundle.root,
         artifact=item.id,

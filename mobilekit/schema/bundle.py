@@ -7,11 +7,12 @@ import stat
 import tempfile
 import weakref
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mobilekit.core.errors import InvalidInputError, UsageError
-from mobilekit.core.files import read_json, safe_join, sha256_file
+from mobilekit.core.files import read_json, safe_join, sha256_file, writing
 from mobilekit.core.suggest import did_you_mean
 
 from .manifest import BUNDLE_SCHEMA, MANIFEST_FILE, Artifact, FileRecord, Manifest
@@ -104,13 +105,21 @@ def open_bundle(source: str | Path) -> Bundle:
         keeper = _Keeper()
         weakref.finalize(keeper, shutil.rmtree, holder, ignore_errors=True)
         _unpack(path, holder)
-        return Bundle(holder, _read_manifest(holder), keeper)
+        root = _bundle_in(holder)
+        return Bundle(root, _read_manifest(root), keeper)
     if not (path / MANIFEST_FILE).is_file():
         raise InvalidInputError(
             f"{path} is not a bundle: no {MANIFEST_FILE} in it",
             hint="Give the directory or .zip that `mobilekit export` wrote.",
         )
     return Bundle(path, _read_manifest(path))
+
+
+def _bundle_in(holder: Path) -> Path:
+    """Return the unpacked bundle: at the top, or in the one folder that a zip of a folder has."""
+    entries = list(holder.iterdir())
+    nested = len(entries) == 1 and (entries[0] / MANIFEST_FILE).is_file()
+    return entries[0] if nested else holder
 
 
 class _Keeper:
@@ -141,7 +150,7 @@ def _read_manifest(root: Path) -> Manifest:
 def _unpack(archive: Path, into: Path) -> None:
     """Unpack regular files only, inside ``into`` only, up to a total size."""
     try:
-        with zipfile.ZipFile(archive) as bundle:
+        with writing(into), zipfile.ZipFile(archive) as bundle:
             members = bundle.infolist()
             if sum(member.file_size for member in members) > _MAX_UNPACKED:
                 raise InvalidInputError(
@@ -161,7 +170,7 @@ def _unpack(archive: Path, into: Path) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with bundle.open(member) as source, target.open("wb") as sink:
                     shutil.copyfileobj(source, sink)
-    except (zipfile.BadZipFile, EOFError) as error:
+    except (zipfile.BadZipFile, EOFError, zlib.error, RuntimeError, NotImplementedError) as error:
         raise InvalidInputError(
             f"{archive} is a damaged zip: {error}", hint="Copy the bundle again."
         ) from None

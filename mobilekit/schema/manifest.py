@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Final, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from mobilekit.core.files import sha256_json
 from mobilekit.core.strict import StrictModel
 
 BUNDLE_SCHEMA: Final = "mobilekit.bundle/1"
@@ -117,17 +118,29 @@ class ParityRecord(StrictModel):
 class Artifact(StrictModel):
     """One runnable file (or package directory) of a bundle."""
 
-    id: str
+    id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")
     format: Literal["pte", "onnx", "mlpackage"]
     backend: str
     precision: str
     route: str = Field("own", description="Who made the graph: 'own' or another exporter's name.")
     runtime: RuntimeRequirement
-    files: tuple[FileRecord, ...]
+    files: tuple[FileRecord, ...] = Field(min_length=1)
     programs: dict[str, ProgramRecord]
     weights: WeightRecord
     parity: ParityRecord
     settings: dict[str, Any] = {}
+
+    @property
+    def sha256(self) -> str:
+        """The artifact's identity: its file's SHA-256, or one over those of all its files."""
+        if len(self.files) == 1:
+            return self.files[0].sha256
+        return sha256_json([[record.path, record.sha256] for record in self.files])
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of all its files."""
+        return sum(record.bytes for record in self.files)
 
 
 class Manifest(StrictModel):
@@ -145,6 +158,14 @@ class Manifest(StrictModel):
     licences: tuple[str, ...] = ()
     recipe: dict[str, Any] | None = None
     provenance: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _says_what_a_host_needs(self) -> Manifest:
+        for key in ("context_length", "vocab_size"):
+            value = self.model.get(key)
+            if self.task == "causal-lm" and (type(value) is not int or value < 1):
+                raise ValueError(f"a whole number at model.{key}, 1 or more")
+        return self
 
     def to_json(self) -> dict[str, Any]:
         """Return the manifest as plain JSON values."""

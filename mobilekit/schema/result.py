@@ -55,7 +55,7 @@ class EnergyRecord(StrictModel):
 
 
 class ArtifactRef(StrictModel):
-    """Which artifact was run: its id and the SHA-256 of its first file (or checkpoint hash)."""
+    """Which artifact was run: its id and its SHA-256 (a checkpoint's content hash)."""
 
     id: str
     sha256: str

@@ -19,7 +19,7 @@ def test_a_step_is_done_once(tmp_path: Path) -> None:
 
     def go(inputs: dict[str, object], *, resume: bool) -> bool:
         with open_run(tmp_path / "run", resume=resume) as run:
-            return run.step("s", inputs, work, name="export", output="made")
+            return run.step("s", inputs, work, name="export", outputs=["made"])
 
     assert go({"a": 1}, resume=False) is False
     assert go({"a": 1}, resume=True) is True
@@ -35,7 +35,7 @@ def test_a_failed_step_is_not_done(tmp_path: Path) -> None:
 
     def go(work: object) -> bool:
         with open_run(tmp_path / "run", resume=True) as run:
-            return run.step("s", {}, work, name="export", output=None)  # type: ignore[arg-type]
+            return run.step("s", {}, work, name="export", outputs=[])  # type: ignore[arg-type]
 
     with pytest.raises(KeyboardInterrupt):
         go(fail)
