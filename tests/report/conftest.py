@@ -173,7 +173,7 @@ def manifest() -> dict[str, Any]:
         "schema": "mobilekit.bundle/1",
         "task": "causal-lm",
         "interface": "token-logits/1",
-        "model": {"class": "Qwen3MoeForCausalLM", "context_length": 512},
+        "model": {"class": "Qwen3MoeForCausalLM", "context_length": 512, "vocab_size": 2048},
         "artifacts": artifacts,
         "tokenizer": [{"path": "tokenizer.json", "bytes": 91_004, "sha256": "cd" * 32}],
         "licences": ["PSF-2.0"],
