@@ -196,7 +196,7 @@ def _poison(documents: Documents) -> Documents:
     manifest["licences"] = [EVIL]
     manifest["provenance"] = {EVIL: EVIL}
     manifest["artifacts"][5]["parity"]["reason"] = EVIL
-    manifest["artifacts"][4]["id"] = EVIL
+    manifest["artifacts"][4]["backend"] = EVIL
     manifest["artifacts"][4]["files"][0]["path"] = EVIL
     for result in results:
         result["device"]["cpu"] = EVIL
