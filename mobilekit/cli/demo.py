@@ -9,7 +9,7 @@ import typer
 
 from .common import Answer, command
 
-EPILOG = "Examples: mobilekit demo   ·   mobilekit demo --out /tmp/first --json"
+EPILOG = "Examples: mobilekit demo   ·   mobilekit demo --out runs/first --json"
 
 
 @command
