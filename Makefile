@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Tests share the machine with the converters they start: two workers keep two cores busy.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
+# A file runs in one worker, so that what its tests share is made once.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .PHONY: demo test test-slow lint types setup clean
 

@@ -20,7 +20,7 @@ from mobilekit.runtime.torch import TorchRuntime
 from mobilekit.schema.bundle import open_bundle
 from mobilekit.schema.manifest import Manifest
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("demo")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="session")
