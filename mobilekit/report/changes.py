@@ -81,7 +81,7 @@ def _steps(run: RunRecord) -> tuple[Table | None, Table | None]:
 def _step_row(group: Sequence[StepRecord]) -> list[Cell | str]:
     fresh = [step.seconds for step in group if not step.cached]
     time = num(seconds(sum(fresh))) if fresh else Cell("from cache", "num muted")
-    detail = group[0].detail if len(group) == 1 else f"{len(group)} parts, listed below"
+    detail = group[0].detail if len(group) == 1 else f"{len(group)} parts"
     if 0 < len(fresh) < len(group):
         detail += f", {len(group) - len(fresh)} from cache"
     peaks = [step.peak_rss_bytes for step in group if step.peak_rss_bytes is not None]

@@ -201,7 +201,7 @@ def _memory_table(found: Sequence[Subject]) -> Table | None:
         added = added_bytes(record)
         cells = [num(size(start)), num(size(peak), record.reason or ""), num(size(added))]
         rows.append([subject.name, Cell(record.counter, "short"), *cells])
-    columns = ("Model or artifact", "Counter", "Baseline", "Peak", "Peak − baseline")
+    columns = ("Model or artifact", "Counter", "Baseline", "Peak", "Added")
     return table(columns, rows) if rows else None
 
 
