@@ -141,6 +141,32 @@ def test_recovery_is_a_step_of_its_own(moe_checkpoint: Path, tmp_path: Path) -> 
     assert not list((tmp_path / "run" / ".state").glob("recover.safetensors"))
 
 
+def test_leaving_recovery_out_again_gives_the_pruned_checkpoint(
+    moe_checkpoint: Path, tmp_path: Path
+) -> None:
+    training = {"tokens": 64, "batch_size": 2, "sequence_length": 32, "learning_rate": 1e-3}
+    out = tmp_path / "run"
+    mk.run(recipe(moe_checkpoint, recover=training), out)
+    plain = mk.run(recipe(moe_checkpoint, evaluate=[]), out, resume=True)
+    fresh = mk.run(recipe(moe_checkpoint, evaluate=[]), tmp_path / "fresh")
+    assert plain.recovery is None
+    assert plain.models is not None
+    assert fresh.models is not None
+    assert plain.models.after == fresh.models.after
+    assert list((out / "results").iterdir()) == []  # figures of another recipe do not stay
+
+
+def test_the_recipes_seed_reaches_recovery(moe_checkpoint: Path, tmp_path: Path) -> None:
+    training = {"tokens": 64, "batch_size": 2, "sequence_length": 32}
+    curves = []
+    for seed in (0, 1):
+        changes = {"seed": seed, "recover": training, "evaluate": []}
+        record = mk.run(recipe(moe_checkpoint, **changes), tmp_path / str(seed))
+        assert record.recovery is not None
+        curves.append(record.recovery.curve)
+    assert curves[0] != curves[1]
+
+
 def start(path: Path, out: Path, *extra: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "mobilekit", "run", str(path), "--out", str(out), *extra]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

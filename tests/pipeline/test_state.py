@@ -72,3 +72,33 @@ def test_an_existing_directory_needs_resume(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not empty"), open_run(tmp_path, resume=False):
         pass
     assert (tmp_path / "mine").read_text() == "precious"
+
+
+def test_resume_leaves_a_strangers_directory_alone(tmp_path: Path) -> None:
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".env").write_text("precious")
+    with pytest.raises(UsageError, match="not a run directory"), open_run(tmp_path, resume=True):
+        pass
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".env", ".git"]
+
+
+def test_dotfiles_of_others_survive_inside_a_run(tmp_path: Path) -> None:
+    with open_run(tmp_path / "run", resume=False):
+        pass
+    (tmp_path / "run" / ".gitignore").write_text("*")
+    with open_run(tmp_path / "run", resume=True):
+        pass
+    assert (tmp_path / "run" / ".gitignore").is_file()
+
+
+def test_an_output_written_by_another_step_is_not_taken_for_ones_own(tmp_path: Path) -> None:
+    def work(text: str) -> str:
+        (tmp_path / "run" / "made").write_text(text)
+        return text
+
+    def go(step: str) -> bool:
+        with open_run(tmp_path / "run", resume=True) as run:
+            return run.step(step, {}, lambda: work(step), name="export", outputs=["made"])
+
+    assert [go("a"), go("a"), go("b"), go("a")] == [False, True, False, False]
+    assert (tmp_path / "run" / "made").read_text() == "a"
