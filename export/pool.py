@@ -71,7 +71,7 @@ def _start(name: str, job: Job) -> _Running:
     with log.open("wb") as sink:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "mobilekit.export.worker", str(job_path)],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # its end tells the worker that this process is gone
             stdout=sink,
             stderr=subprocess.STDOUT,
             env=environment,

@@ -7,7 +7,9 @@ turns a crash or an out-of-memory kill inside one of them into an error with a n
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 def main(job_path: str) -> int:
     """Do one job; expected errors go into the outcome, a crash leaves none."""
     job = Job.parse(read_json(Path(job_path)), job_path)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         outcome = make(job)
     except MobileKitError as error:
@@ -33,6 +36,12 @@ def main(job_path: str) -> int:
         outcome = Outcome(error=described)
     atomic_write_json(Path(job.outcome), outcome.model_dump(mode="json"))
     return 0
+
+
+def _end_with_parent() -> None:
+    """Stop when the parent's end of stdin closes: a killed parent must leave nobody writing."""
+    os.read(0, 1)  # blocks; not sys.stdin, whose lock would be held when the process ends
+    os._exit(1)
 
 
 def make(job: Job) -> Outcome:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -200,6 +201,30 @@ def test_a_killed_run_resumes_to_the_same_logits(
     assert whole.models is not None
     stored = json.loads((out / "run.json").read_text())
     assert stored["models"]["after"]["hash"] == whole.models.after.hash  # type: ignore[union-attr]
+    assert [p.name for p in out.iterdir() if p.name.startswith(".")] == [".state"]
+
+
+@pytest.mark.slow
+def test_a_run_killed_while_exporting_resumes_to_the_same_artifact(
+    moe_checkpoint: Path, tmp_path: Path
+) -> None:
+    wanted = {"targets": ["onnx"], "precisions": ["fp32"], "context_length": 96}
+    path, out = tmp_path / "recipe.yaml", tmp_path / "run"
+    path.write_text(json.dumps(recipe(moe_checkpoint, export=wanted, evaluate=[])))
+    process = start(path, out)
+    deadline = time.monotonic() + 120
+    while not list(out.glob(".bundle.*/.work/*.job.json")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert not (out / "bundle").exists()
+    done = start(path, out, "--resume")
+    _, errors = done.communicate()
+    assert done.returncode == 0, errors.decode()
+    mk.run(recipe(moe_checkpoint, export=wanted, evaluate=[]), tmp_path / "whole")
+    ids = np.arange(20)
+    first, second = (mk.runtime.open(tmp_path / n / "bundle", "onnx") for n in ("run", "whole"))
+    assert np.array_equal(first.forward(ids, 0), second.forward(ids, 0))
     assert [p.name for p in out.iterdir() if p.name.startswith(".")] == [".state"]
 
 
