@@ -9,11 +9,12 @@ _PUBLIC = {
     "PRECISIONS": "builder",
     "TARGETS": "builder",
     "build": "builder",
+    "check_context": "builder",
     "check_files": "parity",
     "verify": "parity",
 }
 
-__all__ = ["PRECISIONS", "TARGETS", "build", "check_files", "verify"]  # noqa: F822 - lazy
+__all__ = ["PRECISIONS", "TARGETS", "build", "check_context", "check_files", "verify"]  # noqa: F822 - lazy
 
 
 def __getattr__(name: str) -> Any:

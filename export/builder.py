@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mobilekit.core import console
 from mobilekit.core.errors import UsageError
-from mobilekit.core.files import atomic_directory
+from mobilekit.core.files import atomic_directory, read_json
 from mobilekit.core.optional import require_distribution
 from mobilekit.core.suggest import did_you_mean
 from mobilekit.data.tokenizer import load_tokenizer
@@ -67,8 +67,8 @@ def build(
         MissingDependencyError: A target whose packages are not installed.
     """
     request = _check(checkpoint, targets, precisions, context_length)
+    check_context(request.checkpoint, context_length)
     model = load(request.checkpoint, device="cpu", dtype="float32")
-    _check_context(model, context_length)
     with atomic_directory(Path(out)) as bundle:
         vectors = _record_vectors(model, request)
         parity_vectors.write(vectors, bundle / VECTORS_FILE)
@@ -104,9 +104,13 @@ def _check(
     return _Request(path, tuple(targets), tuple(precisions), context_length)
 
 
-def _check_context(model: nn.Module, context_length: int) -> None:
-    config: Any = model.config
-    most = int(config.max_position_embeddings)
+def check_context(checkpoint: Path, context_length: int) -> None:
+    """Refuse a context that the model has no positions for.
+
+    Raises:
+        UsageError: With both numbers.
+    """
+    most = int(read_json(checkpoint / "config.json")["max_position_embeddings"])
     if not 8 <= context_length <= most:
         raise UsageError(
             f"context length {context_length} was asked for, but the model has positions for "

@@ -106,6 +106,10 @@ def preflight(recipe: Recipe) -> Path:
     source = resolve(recipe.model.source)
     family_for_class(describe(source)["class"])
     choose_device(recipe.model.device)
+    if recipe.export is not None:
+        from mobilekit import export as exporter
+
+        exporter.check_context(source, recipe.export.context_length)
     if recipe.export is not None or recipe.evaluate or recipe.recover is not None:
         require_tokenizer(source)
     elif not has_tokenizer(source):

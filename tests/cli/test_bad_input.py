@@ -415,7 +415,13 @@ def test_an_interrupted_run_ends_with_130(shelf: Path, tmp_path: Path) -> None:
         export={"targets": ["onnx"], "precisions": ["fp32"], "context_length": 32},
     )
     command = [sys.executable, "-m", "mobilekit", "run", str(recipe), "--out", str(tmp_path / "r")]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+
+    def interruptible() -> None:  # a background job of a shell ignores Ctrl-C, and so this
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, preexec_fn=interruptible
+    ) as process:
         assert process.stderr is not None
         assert process.stderr.readline().startswith("Plan ")
         process.send_signal(signal.SIGINT)

@@ -168,9 +168,19 @@ def test_the_recipes_seed_reaches_recovery(moe_checkpoint: Path, tmp_path: Path)
     assert curves[0] != curves[1]
 
 
+def interruptible() -> None:
+    """Undo what a shell does to its background jobs, which ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(path: Path, out: Path, *extra: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "mobilekit", "run", str(path), "--out", str(out), *extra]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=interruptible,
+    )
 
 
 def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
