@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from transformers.cache_utils import DynamicCache
 
+from mobilekit.models.modules.cache import cache_argument
+
 from .base import Logits, Tokens, check_span
 
 
@@ -43,9 +45,9 @@ class TorchRuntime:
             self._cache.crop(position - held)  # a negative count: so many positions go
         output = self.model(
             input_ids=self._ids(tokens),
-            past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=1,
+            **cache_argument(self.model, self._cache),
         )
         return self._numpy(output.logits[0, -1])
 

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mobilekit.models.families import Phase, Program, StateForm
+from mobilekit.models.modules.cache import DelegatedCache, cache_argument
 from mobilekit.models.modules.static_moe import StaticMoE
 
 if TYPE_CHECKING:
@@ -45,19 +45,9 @@ class _Run:
     present: list[Tensor] = field(default_factory=list)
 
 
-class _NewStatesOnly(Cache):
-    """Hands new keys and values through: the attention operator owns the cache."""
-
-    def __init__(self) -> None:
-        self.layers = []
-
-    def update(self, key_states: Tensor, value_states: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-        """Return the new states as they are."""
-        return key_states, value_states
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return 0: positions are always explicit."""
-        return 0
+def _new_states_only(_layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Hand new keys and values through: the attention operator owns the cache."""
+    return key, value
 
 
 def _group_query_attention(
@@ -122,10 +112,10 @@ class GroupQueryDecoder(nn.Module):
             input_ids=input_ids,
             attention_mask=mask,
             position_ids=position_ids,
-            past_key_values=_NewStatesOnly(),
             use_cache=True,
             logits_to_keep=1,
             run=run,
+            **cache_argument(self.model, DelegatedCache(_new_states_only)),
         )
         return output.logits, run.present, self._taps
 

@@ -11,25 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
+
+from .cache import DelegatedCache, Update, cache_argument
 
 _MASKED = -1e4  # representable in fp16, and far below any attention score
-
-
-class _StaticCache(Cache):
-    """Hands each layer's new keys and values to the program and back; owns no memory."""
-
-    def __init__(self, update: Any) -> None:
-        self.layers = []
-        self._update = update
-
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any) -> Any:
-        """Store the new states and return all that the layer attends to."""
-        return self._update(layer_idx, key_states, value_states)
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return 0: positions are always explicit."""
-        return 0
 
 
 class DecoderProgram(nn.Module):
@@ -52,15 +37,15 @@ class DecoderProgram(nn.Module):
         head_dim = head_dim or config.hidden_size // config.num_attention_heads
         self.cache_shape = (1, heads, context_length, head_dim)  # (B, H, T, Dh)
 
-    def logits(self, tokens: Tensor, positions: Tensor, mask: Tensor, update: Any) -> Tensor:
+    def logits(self, tokens: Tensor, positions: Tensor, mask: Tensor, update: Update) -> Tensor:
         """Return the last position's logits, shape (1, 1, V)."""
         output = self.model(
             input_ids=tokens,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=_StaticCache(update),
             use_cache=True,
             logits_to_keep=1,
+            **cache_argument(self.model, DelegatedCache(update)),
         )
         return output.logits  # type: ignore[no-any-return]
 
