@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -43,8 +43,8 @@ class CompressStep(StrictModel):
 class ExportConfig(StrictModel):
     """Which artifacts to make."""
 
-    targets: tuple[str, ...] = ("executorch", "onnx", "coreml")
-    precisions: tuple[str, ...] = ("fp32", "int8")
+    targets: tuple[str, ...] = Field(("executorch", "onnx", "coreml"), min_length=1)
+    precisions: tuple[str, ...] = Field(("fp32", "int8"), min_length=1)
     context_length: int = Field(512, ge=8, description="Positions that the cache holds.")
 
 
@@ -55,6 +55,7 @@ class Budget(StrictModel):
     peak_memory_mb: float | None = Field(
         None, gt=0, description="Measured peak that the model adds to its process, MB."
     )
+    device: str = Field("host", description="Profiled device whose measured peaks count.")
 
 
 EvaluateConfig = Annotated[PerplexityConfig | MobileMMLUConfig, Field(discriminator="suite")]
@@ -73,9 +74,9 @@ class Recipe(StrictModel):
     evaluate: tuple[EvaluateConfig, ...] = ()
     budget: Budget | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the recipe as plain JSON values, defaults filled in."""
-        return self.model_dump(mode="json")
+    def to_json(self, *, of: Iterable[str] | None = None) -> dict[str, Any]:
+        """Return the recipe, or some of its keys, as plain JSON values, defaults filled in."""
+        return self.model_dump(mode="json", include=None if of is None else set(of))
 
 
 def load_recipe(path: str | Path) -> Recipe:
@@ -114,6 +115,8 @@ def check_recipe(data: object, name: str = "recipe") -> Recipe:
         _check_method(step, f"{name}: compress step {index + 1} ({step.method})")
     if recipe.export is not None:
         _check_export(recipe.export, recipe.profile, name)
+    if recipe.budget is not None:
+        _check_budget(recipe, recipe.budget, name)
     return recipe
 
 
@@ -139,6 +142,22 @@ def _check_export(export: ExportConfig, profile: ProfileConfig | None, name: str
                 )
     for workload in parse_all(profile.workloads) if profile else ():
         check_fits(workload, export.context_length)
+
+
+def _check_budget(recipe: Recipe, budget: Budget, name: str) -> None:
+    """Refuse a budget that nothing of the run could be held to."""
+    if recipe.export is None:
+        raise UsageError(
+            f"{name}: there is a budget, but nothing is exported",
+            hint="Add an export section, or set budget: null.",
+        )
+    devices = recipe.profile.devices if recipe.profile else ()
+    if budget.peak_memory_mb is not None and budget.device not in devices:
+        raise UsageError(
+            f"{name}: budget.peak_memory_mb needs a measured peak on '{budget.device}', which the "
+            f"recipe does not profile{did_you_mean(budget.device, devices)}",
+            hint=f"Add it to profile.devices: [{', '.join((*devices, budget.device))}].",
+        )
 
 
 class _StrictLoader(yaml.SafeLoader):

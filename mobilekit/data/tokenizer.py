@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mobilekit.core.errors import InvalidInputError
-from mobilekit.core.files import read_json
+from mobilekit.core.files import read_json, sha256_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -58,6 +58,10 @@ class TextTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of token ids, special tokens left out."""
         return str(self._inner.decode(list(ids), skip_special_tokens=True))
+
+    def sha256(self) -> str:
+        """Return the SHA-256 of all that decides how text becomes ids."""
+        return sha256_json([str(self._inner.to_str()), self.eos_id])
 
     def _prefix(self) -> tuple[int, ...]:
         plain = self.encode("a")

@@ -15,7 +15,7 @@ from mobilekit.core.registry import Registry
 from mobilekit.schema.result import ArtifactRef, Result
 
 from .artifacts import cannot_run, make_config, run_on, summary_line, targets_of
-from .config import SuiteConfig
+from .config import PerplexityConfig, SuiteConfig
 from .outcome import Control, Outcome, Suite
 
 if TYPE_CHECKING:
@@ -72,6 +72,35 @@ def run(
     )
 
 
+def data_digest(config: SuiteConfig) -> str:
+    """Return the SHA-256 over the content of all data that a suite reads.
+
+    Raises:
+        InvalidInputError: If the data is missing or unusable.
+    """
+    return SUITES.get(config.suite).digest(config)
+
+
+def at_shared_window(
+    config: SuiteConfig, checkpoint: str | Path, context_length: int
+) -> SuiteConfig:
+    """Return the settings with a window that every compared model can hold.
+
+    Perplexities are comparable at one window only, and artifacts may hold less than a checkpoint.
+
+    Raises:
+        UsageError: If the settings ask for a window that the context cannot hold.
+    """
+    if not isinstance(config, PerplexityConfig):
+        return config
+    from mobilekit.data.tokenizer import load_tokenizer
+
+    from .suites.perplexity import shared_window
+
+    window = shared_window(config, load_tokenizer(checkpoint), context_length)
+    return config.model_copy(update={"window": window})
+
+
 def perplexity(runtime: TokenLogits, tokenizer: Any, text: str, **settings: Any) -> dict[str, Any]:
     """Perplexity of a text; see :func:`mobilekit.evaluate.suites.perplexity.perplexity`."""
     from .suites.perplexity import perplexity as measure
@@ -91,7 +120,9 @@ def mobile_mmlu(
 __all__ = [
     "SUITES",
     "SuiteConfig",
+    "at_shared_window",
     "cannot_run",
+    "data_digest",
     "make_config",
     "mobile_mmlu",
     "perplexity",

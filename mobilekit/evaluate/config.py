@@ -8,7 +8,9 @@ from pydantic import Field
 
 from mobilekit.core.strict import StrictModel
 
-__all__ = ["MobileMMLUConfig", "PerplexityConfig", "SuiteConfig"]
+DEFAULT_WINDOW = 256  # tokens; fits the contexts that phones get
+
+__all__ = ["DEFAULT_WINDOW", "MobileMMLUConfig", "PerplexityConfig", "SuiteConfig"]
 
 
 class PerplexityConfig(StrictModel):

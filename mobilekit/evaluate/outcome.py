@@ -46,7 +46,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Suite(Generic[C]):
-    """A suite by its settings type: how to run it, and how many steps of progress it takes."""
+    """A suite by its settings type.
+
+    Attributes:
+        run: Runs it on one model.
+        size: How many steps of progress it takes.
+        digest: SHA-256 over the content of all data that it reads; raises where that is unusable.
+    """
 
     run: Callable[[TokenLogits, TextTokenizer, C, Control], Outcome]
     size: Callable[[C], int]
+    digest: Callable[[C], str]

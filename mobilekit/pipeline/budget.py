@@ -11,10 +11,15 @@ from mobilekit.schema.result import Result
 
 
 def check_budget(budget: Budget | None, root: Path) -> list[str]:
-    """Return what is over the budget, empty where at least one artifact fits."""
-    if budget is None or not (root / "bundle").is_dir():
+    """Return what is over the budget, empty where at least one artifact fits.
+
+    Args:
+        budget: Limits and the device whose measured peaks count, or ``None``.
+        root: Directory of a run that made a bundle.
+    """
+    if budget is None:
         return []
-    peaks = _added_peaks(root)
+    peaks = _added_peaks(root, budget.device)
     reasons = []
     for item in open_bundle(root / "bundle").manifest.artifacts:
         size = item.total_bytes / 1e6
@@ -33,13 +38,13 @@ def check_budget(budget: Budget | None, root: Path) -> list[str]:
     return [f"no artifact fits the budget of {', '.join(limits)} ({'; '.join(reasons)})"]
 
 
-def _added_peaks(root: Path) -> dict[str, int]:
+def _added_peaks(root: Path, device: str) -> dict[str, int]:
     """Return what each artifact adds to its process at its peak: peak less baseline.
 
     The baseline holds Python and its imports, which are not on a phone.
     """
     peaks: dict[str, int] = {}
-    for path in sorted((root / "results").glob("profile-*.json")):
+    for path in sorted((root / "results").glob(f"profile-{device}-*.json")):
         result = Result.parse(read_json(path), str(path))
         memory = result.memory
         if memory is None or memory.peak_bytes is None or memory.baseline_bytes is None:

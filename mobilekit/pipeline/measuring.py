@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mobilekit import evaluate
 from mobilekit.core import console
-from mobilekit.core.files import atomic_write_json
+from mobilekit.core.files import atomic_write_json, sha256_json
 from mobilekit.profile.config import ProfileConfig
 from mobilekit.schema.bundle import Bundle, open_bundle
 from mobilekit.schema.result import ArtifactRef, Result
@@ -16,6 +17,8 @@ from mobilekit.schema.result import ArtifactRef, Result
 from .steps import hash_of, seeded
 
 if TYPE_CHECKING:
+    from mobilekit.recipe import Recipe
+
     from .steps import Context
 
 
@@ -28,6 +31,7 @@ class Subject:
     target: str | None
     sha256: str
     bytes: int
+    tokenizer: str
 
     @property
     def ref(self) -> ArtifactRef:
@@ -49,12 +53,14 @@ def subjects(context: Context) -> Iterator[Subject]:
 
 def _checkpoint(name: str, path: Path) -> Subject:
     size = sum(p.stat().st_size for p in path.glob("*.safetensors"))
-    return Subject(name, path, None, hash_of(path).removeprefix("sha256:"), size)
+    digest = hash_of(path).removeprefix("sha256:")
+    return Subject(name, path, None, digest, size, tokenizer=digest)  # its hash covers both
 
 
 def _artifact(bundle: Bundle, name: str) -> Subject:
     item = bundle.artifact(name)
-    return Subject(name, bundle.root, name, item.sha256, item.total_bytes)
+    tokenizer = sha256_json([[f.path, f.sha256] for f in bundle.manifest.tokenizer])
+    return Subject(name, bundle.root, name, item.sha256, item.total_bytes, tokenizer)
 
 
 def profile_all(context: Context) -> None:
@@ -99,28 +105,56 @@ def _summary(results: list[Result]) -> str:
     return ", ".join(profile.summary_line(result) for result in results)
 
 
+def check_suites(recipe: Recipe, source: Path) -> None:
+    """Check, before any work, the data of every suite and that its windows fit the context.
+
+    Raises:
+        UsageError: If a window does not fit.
+        InvalidInputError: If data is missing or unusable.
+    """
+    for config in recipe.evaluate:
+        evaluate.data_digest(config)
+        if recipe.export is not None:
+            evaluate.at_shared_window(config, source, recipe.export.context_length)
+
+
 def evaluate_all(context: Context) -> None:
     """Run every suite of the recipe on every subject that can be run here."""
-    from mobilekit import evaluate
-
+    recipe = context.recipe
+    chosen = [seeded(config, recipe.seed) for config in recipe.evaluate]
+    if recipe.export is not None:
+        length = recipe.export.context_length
+        chosen = [evaluate.at_shared_window(c, context.source, length) for c in chosen]
     for subject in subjects(context):
         if (reason := evaluate.cannot_run(subject.path, subject.target)) is not None:
             console.status(f"[evaluate]  {subject.id}: not evaluated, {reason}")
             continue
-        for index, chosen in enumerate(context.recipe.evaluate):
-            config = seeded(chosen, context.recipe.seed)
-            step_id = f"evaluate-{config.suite}-{index}-{subject.id}"
-            inputs = {"artifact": subject.sha256, "config": config.model_dump(mode="json")}
-            output = f"results/{step_id}.json"
+        for index, config in enumerate(chosen):
+            _evaluate(context, subject, f"evaluate-{config.suite}-{index}-{subject.id}", config)
 
-            def work(
-                subject: Subject = subject, config: evaluate.SuiteConfig = config, out: str = output
-            ) -> str:
-                result = evaluate.run_on(subject.path, subject.target, config, artifact=subject.ref)
-                atomic_write_json(context.root / out, result.to_json())
-                return f"{subject.id}: {evaluate.summary_line(result)}"
 
-            context.do("evaluate", step_id, inputs, [output], work)
+def _evaluate(
+    context: Context, subject: Subject, step_id: str, config: evaluate.SuiteConfig
+) -> None:
+    inputs = {
+        "artifact": subject.sha256,
+        "tokenizer": subject.tokenizer,
+        "config": config.model_dump(mode="json"),
+        "data": evaluate.data_digest(config),
+    }
+    output = f"results/{step_id}.json"
+    # answers of an interrupted run of this very step; other inputs have another file
+    answers = context.root / ".state" / f"{step_id}-{sha256_json(inputs)[:16]}.answers.jsonl"
+
+    def work() -> str:
+        result = evaluate.run_on(
+            subject.path, subject.target, config, artifact=subject.ref, resume_file=answers
+        )
+        atomic_write_json(context.root / output, result.to_json())
+        answers.unlink(missing_ok=True)
+        return f"{subject.id}: {evaluate.summary_line(result)}"
+
+    context.do("evaluate", step_id, inputs, [output], work)
 
 
 def remove_stale(context: Context) -> None:

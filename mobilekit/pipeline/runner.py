@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
-import os
-import platform
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +16,9 @@ from mobilekit.schema.run import RUN_FILE, ModelPair, ModelRecord, RecoveryRecor
 
 from . import steps
 from .budget import check_budget
+from .environment import host, versions
 from .measuring import remove_stale
 from .state import RunDirectory, open_run
-
-_PACKAGES = (
-    "torch",
-    "transformers",
-    "numpy",
-    "safetensors",
-    "executorch",
-    "torchao",
-    "onnx",
-    "onnxruntime",
-    "coremltools",
-)
 
 
 def run(
@@ -99,7 +85,8 @@ def _carry_out(context: steps.Context, command: str) -> list[str]:
     steps.profile(context)
     steps.evaluate(context)
     remove_stale(context)
-    failures += check_budget(context.recipe.budget, context.directory.root)
+    if context.recipe.export is not None:
+        failures += check_budget(context.recipe.budget, context.directory.root)
     record = _record(context, command)
     atomic_write_json(context.directory.root / RUN_FILE, record.to_json())
     steps.report(context)
@@ -126,8 +113,8 @@ def _record(context: steps.Context, command: str) -> RunRecord:
         created=context.created,
         command=command,
         recipe=context.recipe.to_json(),
-        versions=_versions(),
-        host=_host(),
+        versions=versions(),
+        host=host(),
         steps=tuple(context.directory.records),
         models=ModelPair(before=before, after=after),
         recovery=RecoveryRecord.parse(read_json(recovery), str(recovery))
@@ -149,21 +136,3 @@ def _model_record(path: Path, shown: str | None) -> ModelRecord:
         },
         str(path),
     )
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _host() -> dict[str, Any]:
-    return {
-        "class": f"host-{platform.machine()}",
-        "system": f"{platform.system()} {platform.release()}",
-        "cores": os.cpu_count(),
-    }

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import mobilekit
+from mobilekit.core import console
 from mobilekit.core.errors import InvalidInputError, UsageError
 from mobilekit.core.files import (
     atomic_write_json,
     read_json,
     safe_join,
+    sha256_file,
     sha256_json,
     sha256_tree,
     writing,
@@ -26,6 +28,8 @@ from mobilekit.core.memory import peak_rss_bytes
 from mobilekit.core.strict import StrictModel
 from mobilekit.schema.run import StepName, StepRecord
 
+from .environment import versions
+
 _STATE = ".state"
 # what a run writes; an unfinished one is called `.NAME.` and something random
 _OUTPUTS = ("checkpoint", "compressed", "bundle", "run.json", "report.html", "model_card.md")
@@ -33,7 +37,7 @@ _OUTPUTS = ("checkpoint", "compressed", "bundle", "run.json", "report.html", "mo
 
 class _Done(StrictModel):
     key: str
-    outputs: tuple[str, ...]
+    outputs: dict[str, str]  # path to SHA-256, of a directory over all that is in it
     record: StepRecord
 
 
@@ -54,7 +58,10 @@ class RunDirectory:
         name: StepName,
         outputs: Sequence[str] = (),
     ) -> bool:
-        """Do a step, unless it is done already with the same inputs, settings and code.
+        """Do a step, unless it is done already and nothing that it depends on has changed.
+
+        That is its inputs, our code, the packages' versions, and what it wrote itself: an output
+        that was damaged or edited since is made anew.
 
         Args:
             step_id: Unique id of the step in this run.
@@ -67,7 +74,13 @@ class RunDirectory:
             Whether the step was done before.
         """
         self.written.update(outputs)
-        identity = {"step": step_id, "inputs": inputs, "to": list(outputs), "code": code_hash()}
+        identity = {
+            "step": step_id,
+            "inputs": inputs,
+            "to": list(outputs),
+            "code": code_hash(),
+            "versions": versions(),
+        }
         key = sha256_json(identity)
         path = self.root / _STATE / f"{step_id}.json"
         if (done := self._done(path, key, outputs)) is not None:
@@ -84,7 +97,8 @@ class RunDirectory:
             output=outputs[0] if outputs else None,
             peak_rss_bytes=peak_rss_bytes(),
         )
-        done = _Done(key=key, outputs=tuple(outputs), record=record)
+        digests = {name: _digest(self.root / name) for name in outputs}
+        done = _Done(key=key, outputs=digests, record=record)
         atomic_write_json(path, done.model_dump(mode="json"))
         self.records.append(record)
         return False
@@ -104,7 +118,16 @@ class RunDirectory:
             done = _Done.parse(read_json(path), str(path))
         except InvalidInputError:
             return None  # written by another version: the step is simply done again
-        return done if done.key == key else None
+        if done.key != key or set(done.outputs) != set(outputs):
+            return None
+        whole = all(_digest(self.root / name) == sha for name, sha in done.outputs.items())
+        if not whole:
+            console.warn(f"{done.record.name}: what it wrote has changed since; it is done again")
+        return done if whole else None
+
+
+def _digest(path: Path) -> str:
+    return sha256_tree(path) if path.is_dir() else sha256_file(path)
 
 
 @contextlib.contextmanager
@@ -153,8 +176,12 @@ def _remove_leftovers(root: Path) -> None:
 
 @cache
 def code_hash() -> str:
-    """Return the hash of all code that a step's result can depend on."""
+    """Return the hash of all code and embedded data that a step's result can depend on."""
     package = Path(mobilekit.__file__).parent
-    sources = [p for p in package.rglob("*.py") if "cli" not in p.parts]
     export = next(Path(p) / "export" for p in mobilekit.__path__ if (Path(p) / "export").is_dir())
-    return sha256_json([sha256_tree(package, sources), sha256_tree(export, export.rglob("*.py"))])
+    return sha256_json([sha256_tree(root, _sources(root)) for root in (package, export)])
+
+
+def _sources(root: Path) -> list[Path]:
+    files = (p for p in root.rglob("*") if p.is_file())
+    return [p for p in files if not {"cli", "__pycache__"} & set(p.relative_to(root).parts)]

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from mobilekit.core import console
 from mobilekit.core.device import choose_device
+from mobilekit.core.errors import UsageError
 from mobilekit.models import (
     checkpoint_hash,
     describe,
@@ -106,6 +107,7 @@ def preflight(recipe: Recipe) -> Path:
     source = resolve(recipe.model.source)
     family_for_class(describe(source)["class"])
     choose_device(recipe.model.device)
+    _check_dtype(recipe)
     if recipe.export is not None:
         from mobilekit import export as exporter
 
@@ -114,7 +116,20 @@ def preflight(recipe: Recipe) -> Path:
         require_tokenizer(source)
     elif not has_tokenizer(source):
         console.warn(f"{source} has no tokenizer; it can be compressed, but not exported")
+    if recipe.evaluate:
+        from . import measuring
+
+        measuring.check_suites(recipe, source)
     return source
+
+
+def _check_dtype(recipe: Recipe) -> None:
+    """Refuse a dtype that nothing would apply: the checkpoint that goes in is left as it is."""
+    if recipe.model.dtype != "auto" and not recipe.compress:
+        raise UsageError(
+            f"model.dtype is {recipe.model.dtype}, but no compress step would write it",
+            hint="Leave model.dtype at auto, or choose the precision under export.",
+        )
 
 
 def compress(context: Context) -> None:
@@ -196,11 +211,16 @@ def recover(context: Context) -> None:
     context.do("recover", "recover", inputs, ["checkpoint", "results/recovery.json"], work)
 
 
+# what the manifest says of the recipe; the rest of it measures
+_MAKES_THE_BUNDLE = ("version", "seed", "model", "compress", "recover", "export")
+
+
 def export(context: Context) -> None:
     """Build the bundle."""
     config = context.recipe.export
     assert config is not None
-    inputs = {"checkpoint": hash_of(context.checkpoint), "config": config.model_dump(mode="json")}
+    made_by = context.recipe.to_json(of=_MAKES_THE_BUNDLE)
+    inputs = {"checkpoint": hash_of(context.checkpoint), "recipe": made_by}
 
     def work() -> str:
         from mobilekit import export as exporter
@@ -214,7 +234,7 @@ def export(context: Context) -> None:
                 targets=config.targets,
                 precisions=config.precisions,
                 context_length=config.context_length,
-                recipe=context.recipe.to_json(),
+                recipe=made_by,
             )
 
         _replace(out, build)

@@ -58,17 +58,22 @@ def read_evidence(run_dir: Path) -> Evidence:
         InvalidInputError: If ``run.json`` is missing, or any document there is malformed.
     """
     run = read_run(run_dir)
+    made = {step.output for step in run.steps}  # what else lies there is of an earlier recipe
     plan_file = run_dir / "checkpoint" / PLAN_FILE
     manifest_file = run_dir / "bundle" / MANIFEST_FILE
     manifest = None
-    if manifest_file.is_file():
+    if "bundle" in made and manifest_file.is_file():
         manifest = Manifest.parse(read_json(manifest_file), str(manifest_file))
     return Evidence(
         run=run,
-        plans=tuple(read_plans(plan_file)) if plan_file.is_file() else (),
+        plans=_plans(plan_file) if "checkpoint" in made else (),
         manifest=manifest,
         results=tuple(_results(run_dir / "results")),
     )
+
+
+def _plans(path: Path) -> tuple[Plan, ...]:
+    return tuple(read_plans(path)) if path.is_file() else ()
 
 
 def _results(folder: Path) -> Iterator[Result]:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from .evidence import Evidence
 from .numbers import Change, change, count, percent, rate, significant, size
-from .paired import perplexity_interval
+from .paired import perplexity_interval, same_text
 from .quality import CHANCE, accuracy_of, compare, perplexity_of
 from .subjects import Subject, added_bytes, baseline, overlap, shipped, spread
 
@@ -150,6 +150,9 @@ def _memory_tile(old: Subject | None, new: Subject | None) -> Tile:
 def _perplexity_tile(old: Subject | None, new: Subject | None) -> Tile:
     before, after = (perplexity_of(s) if s else None for s in (old, new))
     tile = _tile("Held-out perplexity", before, after, significant, better="lower")
+    if tile.change is not None and not same_text(old, new):
+        note = "another text or window before than after: not comparable"
+        return replace(tile, change=None, note=note)
     ends = perplexity_interval(old, new)
     if tile.change is None or ends is None:
         return tile

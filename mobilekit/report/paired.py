@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from statistics import NormalDist
+from typing import Any
 
 from .numbers import finite
 from .subjects import Subject
@@ -28,6 +29,22 @@ def perplexity_interval(old: Subject | None, new: Subject | None) -> tuple[float
     error = math.sqrt(k / (k - 1) * sum((d - mean * t) ** 2 for t, d in moves)) / total
     reach = student_t(k - 1) * error
     return math.expm1(mean - reach), math.expm1(mean + reach)
+
+
+def same_text(old: Subject | None, new: Subject | None) -> bool:
+    """Tell whether two perplexities are of the same tokens of the same text, cut alike."""
+    pair = [_conditions(s) if s else None for s in (old, new)]
+    return pair[0] is not None and pair[0] == pair[1]
+
+
+def _conditions(subject: Subject) -> tuple[Any, ...] | None:
+    for result in subject.evaluations:
+        metrics = result.metrics
+        if metrics.get("perplexity") is not None:
+            dataset = metrics.get("dataset")
+            text = dataset.get("sha256") if isinstance(dataset, dict) else None
+            return text, *(metrics.get(key) for key in ("tokens", "bytes", "window"))
+    return None
 
 
 def student_t(freedom: int, confidence: float = 0.95) -> float:

@@ -14,7 +14,7 @@ from mobilekit.core.strict import StrictModel
 RUN_SCHEMA: Final = "mobilekit.run/1"
 RUN_FILE = "run.json"
 
-StepName = Literal["compress", "recover", "export", "verify", "profile", "evaluate", "report"]
+StepName = Literal["compress", "recover", "export", "verify", "profile", "evaluate"]
 
 
 class StepRecord(StrictModel):
@@ -22,10 +22,12 @@ class StepRecord(StrictModel):
 
     name: StepName
     detail: str = Field("", description="What the step did, for people: 'aimer, sparsity 0.25'.")
-    seconds: float = Field(ge=0, description="Wall time; of the look-up where cached.")
+    seconds: float = Field(ge=0, description="Wall time of the work, done before where cached.")
     cached: bool = False
     output: str | None = Field(None, description="Path relative to the run directory.")
-    peak_rss_bytes: int | None = Field(None, ge=0)
+    peak_rss_bytes: int | None = Field(
+        None, ge=0, description="High-water mark of the whole process so far, not of this step."
+    )
 
 
 class ModelRecord(StrictModel):

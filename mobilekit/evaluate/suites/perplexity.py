@@ -20,15 +20,14 @@ import numpy.typing as npt
 from mobilekit.core.errors import InvalidInputError, UsageError
 from mobilekit.core.files import sha256_bytes
 from mobilekit.data.tokenizer import TextTokenizer, wrap_tokenizer
-from mobilekit.evaluate.config import PerplexityConfig
+from mobilekit.evaluate.config import DEFAULT_WINDOW, PerplexityConfig
 from mobilekit.evaluate.outcome import Control, Outcome, Progress, Suite
 from mobilekit.metrics import language
 from mobilekit.runtime.base import FullLogits, TokenLogits, Tokens
 from mobilekit.schema.result import Workload
 
-__all__ = ["SUITE", "perplexity"]
+__all__ = ["SUITE", "perplexity", "shared_window"]
 
-_DEFAULT_WINDOW = 256  # fits the contexts that phones get
 _BLOCK = 32  # positions whose float64 probabilities are held at once: V may be 150,000
 
 
@@ -46,7 +45,7 @@ def perplexity(
     tokenizer: Any,
     text: str,
     *,
-    max_tokens: int = 4096,
+    max_tokens: int = 2048,
     window: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -74,7 +73,7 @@ def perplexity(
     """
     encoder = wrap_tokenizer(tokenizer)
     start = _start_ids(encoder)
-    length = _window_length(runtime, window, len(start))
+    length = _fitting(window, runtime.context_length, len(start))
     windows = _windows(encoder, text, start, max_tokens, length)
     _check(windows, runtime)
     spent = []
@@ -112,16 +111,25 @@ def _figures(windows: list[_Window], spent: list[float]) -> dict[str, Any]:
     }
 
 
+def shared_window(config: PerplexityConfig, tokenizer: Any, context_length: int) -> int:
+    """Return the window at which models of this context and larger ones can be compared.
+
+    Raises:
+        UsageError: If the settings ask for a window that the context cannot hold.
+    """
+    start = len(_start_ids(wrap_tokenizer(tokenizer)))
+    return _fitting(config.window, context_length, start)
+
+
 def _start_ids(encoder: TextTokenizer) -> tuple[int, ...]:
     if encoder.prefix_ids:
         return encoder.prefix_ids
     return () if encoder.eos_id is None else (encoder.eos_id,)
 
 
-def _window_length(runtime: TokenLogits, window: int | None, start: int) -> int:
-    # the last token of a window is predicted but never fed
-    most = runtime.context_length + 1 - start
-    length = min(_DEFAULT_WINDOW, most) if window is None else window
+def _fitting(window: int | None, context_length: int, start: int) -> int:
+    most = context_length + 1 - start  # the last token of a window is predicted but never fed
+    length = min(DEFAULT_WINDOW, most) if window is None else window
     if not 2 <= length <= most:
         raise UsageError(
             f"a window of {length} tokens was asked for, the context holds windows of 2 to {most}",
@@ -237,4 +245,8 @@ def _text(config: PerplexityConfig) -> tuple[str, dict[str, Any]]:
     return text, {"name": name, "licence": licence, "sha256": sha256_bytes(text.encode("utf-8"))}
 
 
-SUITE: Suite[PerplexityConfig] = Suite(run=_run, size=lambda config: config.max_tokens)
+SUITE: Suite[PerplexityConfig] = Suite(
+    run=_run,
+    size=lambda config: config.max_tokens,
+    digest=lambda config: str(_text(config)[1]["sha256"]),
+)

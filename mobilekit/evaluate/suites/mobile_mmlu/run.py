@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mobilekit.core.errors import UsageError
+from mobilekit.core.files import sha256_json
 from mobilekit.core.suggest import did_you_mean
 from mobilekit.data.tokenizer import TextTokenizer, wrap_tokenizer
 from mobilekit.evaluate.config import MobileMMLUConfig
@@ -69,6 +70,7 @@ def mobile_mmlu(
     asking = SCORERS[scorer](runtime, text_tokenizer)
     settings = {"scorer": scorer, "limit": limit, "seed": seed}
     identity = _identity(runtime, dataset, settings, model_id)
+    identity["tokenizer"] = text_tokenizer.sha256()
     answers: list[Answer] = []
     with answer_log(resume_file, identity) as log:
         for question in dataset.questions:
@@ -148,4 +150,9 @@ def _size(config: MobileMMLUConfig) -> int:
     return len(limited(load_dataset(config.data, config.key), config.limit).questions)
 
 
-SUITE: Suite[MobileMMLUConfig] = Suite(run=_run, size=_size)
+def _digest(config: MobileMMLUConfig) -> str:
+    dataset = load_dataset(config.data, config.key)
+    return sha256_json([dataset.sha256, sorted((dataset.key or {}).items())])
+
+
+SUITE: Suite[MobileMMLUConfig] = Suite(run=_run, size=_size, digest=_digest)
