@@ -16,6 +16,7 @@ from mobilekit.core.errors import InvalidInputError
 from mobilekit.core.files import (
     atomic_directory,
     atomic_write_json,
+    locked,
     read_json,
     safe_join,
     sha256_file,
@@ -33,18 +34,22 @@ _RECORD = "lowered.json"
 def lower(job: Job, backend: Backend) -> tuple[LoweredRecord, bool]:
     """Put the artifact's files into ``job.out``; return their record and whether it was cached."""
     kept = cache_root() / "lowered" / _key(job, backend)
-    record = _read_cached(kept)
-    cached = record is not None
-    if record is None:
-        with atomic_directory(kept, replace=True) as fresh:
-            record = _lower_anew(job, backend, fresh)
-            atomic_write_json(fresh / _RECORD, record.model_dump(mode="json"))
-    out = Path(job.out)
+    with locked(kept.with_name(f"{kept.name}.lock")):  # two runs that want the same do it once
+        record = _read_cached(kept)
+        cached = record is not None
+        if record is None:
+            with atomic_directory(kept, replace=True) as fresh:
+                record = _lower_anew(job, backend, fresh)
+                atomic_write_json(fresh / _RECORD, record.model_dump(mode="json"))
+        _copy_files(record, kept, Path(job.out))
+    return record, cached
+
+
+def _copy_files(record: LoweredRecord, kept: Path, out: Path) -> None:
     for name in record.files:
         target = safe_join(out, name)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(safe_join(kept, name), target)
-    return record, cached
 
 
 def spec_of(job: Job) -> ExportSpec:

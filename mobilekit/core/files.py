@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -137,6 +138,17 @@ def read_json(path: Path, *, max_bytes: int = 64 << 20) -> Any:
         ) from None
 
 
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file ``path`` inside; another process that wants it waits."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = path.open("w")
+    with stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
 def check_target(target: Path, *, replace: bool = False) -> None:
     """Check that a directory can be made at ``target``, before work whose result goes there.
 
@@ -185,10 +197,26 @@ def atomic_directory(target: Path, *, replace: bool = False) -> Iterator[Path]:
         try:
             os.chmod(temporary, 0o755)
             yield temporary
-            _swap_in(temporary, target)
+            if replace:
+                _swap_in(temporary, target)
+            else:
+                _move_in(temporary, target)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+
+def _move_in(temporary: Path, target: Path) -> None:
+    """Rename ``temporary`` to ``target``, which nobody may have filled meanwhile."""
+    try:
+        os.rename(temporary, target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        raise UsageError(
+            f"{target} was written by another process meanwhile",
+            hint="Choose another --out; what is there was left as it is.",
+        ) from None
 
 
 def _swap_in(temporary: Path, target: Path) -> None:

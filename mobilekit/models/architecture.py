@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ _IGNORED_KEYS = {
     "kernel_config",
     "transformers_weights",
 }
+_LAYER = re.compile(r"\blayers\.(\d+)\.")
 # what transformers raises for a config that it cannot make a model of
 _CONFIG_ERRORS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
@@ -76,12 +78,19 @@ def _config_errors(path: Path, name: str) -> Iterator[None]:
         ) from error
 
 
-def skeleton_of(path: Path, cls: type[Any], config: Any, plans: Sequence[Plan]) -> nn.Module:
+def skeleton_of(
+    path: Path,
+    cls: type[Any],
+    config: Any,
+    plans: Sequence[Plan],
+    table: Mapping[str, TensorEntry],
+) -> nn.Module:
     """Return the architecture on the meta device, edits replayed.
 
     Raises:
         InvalidInputError: If the config or ``plan.json`` cannot be true.
     """
+    _check_depth(path, config, table)
     with _config_errors(path, cls.__name__), torch.device("meta"):
         model: nn.Module = cls(config)
     try:
@@ -112,7 +121,8 @@ def filled(
     Raises:
         InvalidInputError: If config, plans and weights do not belong together.
     """
-    _check_table(path, skeleton_of(path, cls, config, plans), table)
+    skeleton = skeleton_of(path, cls, config, plans, table)
+    _check_table(path, skeleton, table)
     built = _replaying(cls, plans)
     files = sorted({entry.file for entry in table.values()})
     with contextlib.ExitStack() as stack:
@@ -128,7 +138,29 @@ def filled(
             None, config=config, state_dict=tensors, dtype=dtype, attn_implementation="sdpa"
         )
     model.__class__ = cls
+    if untied_weights(skeleton, table):
+        model.config.tie_word_embeddings = False  # type: ignore[union-attr]
     return model.eval()
+
+
+def untied_weights(model: Any, table: Mapping[str, TensorEntry]) -> list[str]:
+    """Return the weights that the config ties to others, but that are stored with other values.
+
+    transformers loads such a weight as it is stored.
+    """
+    tied = model.all_tied_weights_keys.items()
+    stored = [(name, source) for name, source in tied if name in table and source in table]
+    return [
+        name
+        for name, source in stored
+        if not torch.equal(_stored(name, table), _stored(source, table))
+    ]
+
+
+def _stored(name: str, table: Mapping[str, TensorEntry]) -> torch.Tensor:
+    with safe_open(table[name].file, "pt") as opened:
+        tensor: torch.Tensor = opened.get_tensor(name)
+        return tensor
 
 
 def _replaying(cls: type[Any], plans: Sequence[Plan]) -> type[Any]:
@@ -141,6 +173,17 @@ def _replaying(cls: type[Any], plans: Sequence[Plan]) -> type[Any]:
         surgery.replay_(self, plans)
 
     return type(cls.__name__, (cls,), {"__init__": construct, "__module__": cls.__module__})
+
+
+def _check_depth(path: Path, config: Any, table: Mapping[str, TensorEntry]) -> None:
+    """Refuse, before they are built, layers of which no tensor is stored."""
+    asked = getattr(config, "num_hidden_layers", None)
+    stored = {match[1] for name in table if (match := _LAYER.search(name))}
+    if stored and isinstance(asked, int) and asked > len(stored):
+        raise InvalidInputError(
+            f"{path} holds tensors of {len(stored)} layers, but config.json asks for {asked}",
+            hint="The config and the weights do not belong together: restore both.",
+        )
 
 
 def _check_table(path: Path, skeleton: Any, table: Mapping[str, TensorEntry]) -> None:

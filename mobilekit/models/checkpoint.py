@@ -7,7 +7,9 @@ the edits of ``plan.json`` that the config cannot say, then loads the weights bi
 from __future__ import annotations
 
 import json
+import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,19 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from mobilekit.core import console
 from mobilekit.core.device import choose_device, choose_dtype
 from mobilekit.core.errors import InvalidInputError, OutputError
 from mobilekit.core.files import atomic_directory, atomic_write_json
 from mobilekit.schema.plan import PLAN_FILE, Plan, read_plans
 
-from .architecture import architecture, filled, quiet_transformers, skeleton_of
+from .architecture import (
+    architecture,
+    filled,
+    quiet_transformers,
+    skeleton_of,
+    untied_weights,
+)
 from .families import family_of
 from .inspect import (
     CARD_FILE,
@@ -32,7 +41,7 @@ from .inspect import (
     resolve,
 )
 from .lineage import Provenance, provenance, record
-from .weights import stored_dtype, tensor_table
+from .weights import TensorEntry, stored_dtype, tensor_table
 
 
 def load(source: str | Path, device: str = "auto", dtype: str = "auto") -> nn.Module:
@@ -61,6 +70,8 @@ def load(source: str | Path, device: str = "auto", dtype: str = "auto") -> nn.Mo
     plans = stored_plans(path)
     cls, config = architecture(path, name, raw)
     stored: torch.dtype = getattr(torch, stored_dtype(table))
+    if wanted is None:
+        _tell_of_widening(path, table, stored)
     model = filled(path, cls, config, plans, table, wanted or stored)
     _check_finite(path, model)
     _read_generation_config(path, model)
@@ -68,6 +79,15 @@ def load(source: str | Path, device: str = "auto", dtype: str = "auto") -> nn.Mo
     _choose_experts(model, target)
     record(model, Provenance(path, tuple(plans)))
     return model
+
+
+def _tell_of_widening(path: Path, table: Mapping[str, TensorEntry], widest: torch.dtype) -> None:
+    dtypes = sorted({entry.dtype for entry in table.values()})
+    if len(dtypes) > 1:
+        console.warn(
+            f"{path} stores {' and '.join(dtypes)}; all of it is loaded as "
+            f"{str(widest).removeprefix('torch.')}, and takes that much when saved again"
+        )
 
 
 def _choose_experts(model: nn.Module, device: torch.device) -> None:
@@ -102,8 +122,10 @@ def save(model: nn.Module, out: str | Path, *, tokenizer_from: str | Path | None
         _write_weights(model, folder, target)
         if history.plans:
             atomic_write_json(folder / PLAN_FILE, [plan.to_json() for plan in history.plans])
-        if origin is not None:
+        if origin is not None and origin.is_dir():
             _copy_companions(origin, folder)
+        elif origin is not None:
+            console.warn(f"{origin} is gone, so {target} has no tokenizer")
         for file in folder.iterdir():
             file.chmod(0o644)  # safetensors writes for the owner only
     record(model, Provenance(target, history.plans))
@@ -135,8 +157,15 @@ def describe(source: str | Path | nn.Module) -> dict[str, Any]:
     name = class_name(path, raw)
     table = tensor_table(path)
     cls, config = architecture(path, name, raw)
-    facts = _facts(skeleton_of(path, cls, config, stored_plans(path)), stored_dtype(table))
-    return {**facts, "weight_bytes": sum(entry.nbytes for entry in table.values())}
+    skeleton = skeleton_of(path, cls, config, stored_plans(path), table)
+    facts = _facts(skeleton, stored_dtype(table))
+    own = sum(math.prod(table[name].shape) for name in untied_weights(skeleton, table))
+    return {
+        **facts,
+        "parameters": facts["parameters"] + own,
+        "active_parameters": facts["active_parameters"] + own,
+        "weight_bytes": sum(entry.nbytes for entry in table.values()),
+    }
 
 
 def stored_plans(path: Path) -> list[Plan]:
@@ -194,9 +223,9 @@ def _read_generation_config(path: Path, model: Any) -> None:
 
 
 def _copy_companions(origin: Path, folder: Path) -> None:
-    """Copy tokenizer, generation settings and licences beside the weights."""
+    """Copy tokenizer and licences beside the weights."""
     texts = [file.name for file in origin.glob("*LICEN[CS]E*")]
-    for name in (*TOKENIZER_FILES, GENERATION_FILE, *texts):
+    for name in (*TOKENIZER_FILES, *texts):
         if (origin / name).is_file():
             shutil.copyfile(origin / name, folder / name)
     if named := licences(origin):

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from mobilekit.core import console
-from mobilekit.core.files import atomic_directory
+from mobilekit.core.files import atomic_directory, sha256_json
 from mobilekit.data.corpora import heldout_text, training_documents
 from mobilekit.data.text import encode
 from mobilekit.metrics.language import bits_per_byte, lzma_bits_per_byte, perplexity
@@ -190,6 +190,7 @@ def train_default(out: Path, work: Path, recipe: Recipe) -> None:
         seed=recipe.seed,
         warmup_steps=min(150, recipe.steps // 10),
         checkpoint_every=recipe.checkpoint_every,
+        identity=sha256_json([SHAPE, recipe.seed, texts]),
     )
     console.status(f"training text: {sum(map(len, texts))} characters, {len(ids)} tokens")
 

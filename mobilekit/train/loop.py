@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -163,8 +164,9 @@ def _one_step(
 ) -> float:
     for group in optimizer.param_groups:
         group["lr"] = learning_rate_at(step, settings)
-    loss = step_loss(step, generator)
-    value = float(loss.detach())
+    with _seeded_dropout(model, settings.seed, step):
+        loss = step_loss(step, generator)
+        value = float(loss.detach())
     if not math.isfinite(value):
         raise InvalidInputError(
             f"the training loss is {value} at step {step + 1}",
@@ -175,6 +177,15 @@ def _one_step(
     nn.utils.clip_grad_norm_(model.parameters(), settings.max_gradient_norm)
     optimizer.step()
     return value
+
+
+@contextlib.contextmanager
+def _seeded_dropout(model: nn.Module, seed: int, step: int) -> Iterator[None]:
+    """Make what draws from torch's global generators (dropout) depend on seed and step alone."""
+    device = next(model.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed((seed * 1_000_003 + step) % (1 << 63))
+        yield
 
 
 def _recent(losses: list[float], count: int = 20) -> float:

@@ -125,11 +125,12 @@ def recover(
 
     student_teacher = _check_teacher(model, config, teacher)
     stream, windows = _texts(config, tokenizer, data, heldout)
-    with _in_float32(model), _frozen(student_teacher):
+    with _in_float32(model), _in_float32(student_teacher), _frozen(student_teacher):
         before = heldout_loss(model, windows)
         outcome = _train(model, config, student_teacher, stream, progress, state_path)
-    # Measured after rounding back: these are the weights that will be saved.
-    after = heldout_loss(model, windows)
+    # of the weights as they will be saved, rounded back; the arithmetic is the same as before
+    with _in_float32(model):
+        after = heldout_loss(model, windows)
     return RecoverResult(
         losses=tuple(outcome.losses),
         tokens=len(outcome.losses) * config.batch_size * config.sequence_length,
@@ -264,11 +265,11 @@ def _texts(
 
 
 @contextlib.contextmanager
-def _in_float32(model: nn.Module) -> Iterator[None]:
+def _in_float32(model: nn.Module | None) -> Iterator[None]:
     """Hold half-precision weights in float32 inside, where small updates are not lost."""
     import torch
 
-    tensors = [*model.parameters(), *model.buffers()]
+    tensors = [] if model is None else [*model.parameters(), *model.buffers()]
     halves = [(t, t.dtype) for t in tensors if t.dtype in (torch.float16, torch.bfloat16)]
     for tensor, _ in halves:
         tensor.data = tensor.data.float()

@@ -126,6 +126,19 @@ def test_hashes_see_names_and_bytes(tmp_path: Path) -> None:
     assert sha256_file(tmp_path / "b") == sha256_bytes(b"2")
 
 
+def test_what_another_process_wrote_meanwhile_stays(tmp_path: Path) -> None:
+    def raced() -> None:
+        with atomic_directory(tmp_path / "out") as fresh:
+            (fresh / "mine").write_text("1")
+            (tmp_path / "out").mkdir()
+            (tmp_path / "out" / "theirs").write_text("2")
+
+    with pytest.raises(UsageError, match="another process"):
+        raced()
+    left = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*"))
+    assert left == ["out", "out/theirs"]
+
+
 def test_json_hash_ignores_key_order() -> None:
     assert sha256_json({"a": 1, "b": [2]}) == sha256_json(json.loads('{"b":[2],"a":1}'))
 

@@ -71,6 +71,12 @@ def test_keys_inside_a_list_are_suggested_too() -> None:
         Outer.parse({"name": "x", "many": [{"sparsty": 1}]}, "file")
 
 
+@pytest.mark.parametrize("sparsity", [True, "0.25", [0.25]])
+def test_scalars_are_what_they_say(sparsity: object) -> None:
+    with pytest.raises(InvalidInputError, match="sparsity"):
+        Outer.parse({"name": "x", "inner": {"sparsity": sparsity}}, "file")
+
+
 def test_records_are_frozen() -> None:
     with pytest.raises(Exception, match="frozen"):
         Outer(name="x").name = "y"

@@ -289,3 +289,9 @@ def test_plan_file_that_does_not_fit_the_model(damaged: Path) -> None:
     }
     (damaged / "plan.json").write_text(json.dumps([entry]))
     assert "expert 99 of layer 0" in refusal(damaged).message
+
+
+def test_layers_that_are_not_stored_are_not_even_built(tiny_qwen3: Any, tmp_path: Path) -> None:
+    copy.deepcopy(tiny_qwen3).save_pretrained(tmp_path / "c")
+    edit_config(tmp_path / "c", num_hidden_layers=10**6, layer_types=None, max_window_layers=0)
+    assert "but config.json asks for 1000000" in refusal(tmp_path / "c").message

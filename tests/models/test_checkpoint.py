@@ -253,3 +253,45 @@ def test_load_to_the_gpu_keeps_every_bit(moe_checkpoint: Path, tiny_qwen3_moe: n
     model: Any = load(moe_checkpoint)
     assert {p.device.type for p in model.parameters()} == {"cuda"}
     assert same_weights(model.cpu(), tiny_qwen3_moe)
+
+
+def test_a_head_stored_beside_a_tied_embedding_is_kept_and_counted(
+    tiny_qwen3: nn.Module, tmp_path: Path
+) -> None:
+    model: Any = copy.deepcopy(tiny_qwen3)
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    model.save_pretrained(tmp_path / "c")
+    file = tmp_path / "c" / "model.safetensors"
+    tensors = load_file(file)
+    head = torch.randn_like(tensors["model.embed_tokens.weight"])
+    save_file({**tensors, "lm_head.weight": head}, file, metadata={"format": "pt"})
+    loaded: Any = load(tmp_path / "c", device="cpu")
+    assert torch.equal(loaded.lm_head.weight, head)
+    assert loaded.config.tie_word_embeddings is False
+    assert describe(tmp_path / "c")["parameters"] == describe(loaded)["parameters"]
+    save(loaded, tmp_path / "again")
+    assert torch.equal(load(tmp_path / "again", device="cpu").lm_head.weight, head)  # type: ignore[union-attr,arg-type]
+
+
+def test_generation_settings_changed_in_memory_are_saved(
+    tiny_qwen3: nn.Module, tmp_path: Path
+) -> None:
+    save(copy.deepcopy(tiny_qwen3), tmp_path / "a")
+    model: Any = load(tmp_path / "a", device="cpu")
+    model.generation_config.max_new_tokens = 7
+    save(model, tmp_path / "b")
+    again: Any = load(tmp_path / "b", device="cpu")
+    assert again.generation_config.max_new_tokens == 7
+
+
+def test_mixed_dtypes_are_widened_aloud(
+    tiny_qwen3: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy.deepcopy(tiny_qwen3).to(torch.bfloat16).save_pretrained(tmp_path / "c")  # type: ignore[operator]
+    file = tmp_path / "c" / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].float()
+    save_file(tensors, file, metadata={"format": "pt"})
+    assert next(load(tmp_path / "c", device="cpu").parameters()).dtype == torch.float32
+    assert "loaded as float32" in capsys.readouterr().err

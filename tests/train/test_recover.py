@@ -226,3 +226,28 @@ def test_recovery_gives_back_most_of_what_pruning_took(objective: list[str]):
     regained = result.heldout_loss_before - result.heldout_loss_after
     assert lost > 0.1
     assert regained > 0.5 * lost
+
+
+def test_dropout_does_not_make_training_random():
+    def trained() -> list[Tensor]:
+        model = copy.deepcopy(dense())
+        model.config.attention_dropout = 0.3
+        for layer in model.model.layers:
+            layer.self_attn.attention_dropout = 0.3
+        torch.rand(3)  # whatever else draws from the global generator
+        run(model, objective=("next_token",))
+        return weights(model)
+
+    assert equal(trained(), trained())
+
+
+def test_a_half_precision_model_learns_nothing_from_itself():
+    model = copy.deepcopy(dense()).bfloat16()
+    teacher = copy.deepcopy(model)
+    config = RecoverConfig(**{**SMALL, "objective": ("distill",), "balance_weight": 0.0})
+    config = config.model_copy(update={"learning_rate": 1e-12})
+    text = rule_text(2000)
+    result = recover(model, config, tokenizer=LetterTokenizer(), teacher=teacher, data=text)
+    assert max(abs(loss) for loss in result.losses) < 1e-6
+    assert result.heldout_loss_before == result.heldout_loss_after
+    assert equal(weights(model), weights(teacher))
