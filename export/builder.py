@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,20 +16,22 @@ from mobilekit.core.optional import require_distribution
 from mobilekit.core.suggest import did_you_mean
 from mobilekit.data.tokenizer import load_tokenizer
 from mobilekit.models import checkpoint_hash, load, require_tokenizer, resolve
+from mobilekit.models.families import Phase, StateForm, family_of
 from mobilekit.runtime.torch import TorchRuntime
-from mobilekit.schema.manifest import Manifest
+from mobilekit.schema.manifest import LayerPrecision, Manifest
 
 from . import vectors as parity_vectors
 from .backends import BACKENDS
 from .job import Job, Outcome
 from .pool import run_jobs
+from .precision import Precision, check_overrides, weight_layers
 from .seal import VECTORS_FILE, seal
 
 if TYPE_CHECKING:
     from torch import nn
 
 TARGETS = ("executorch", "onnx", "coreml")
-PRECISIONS = ("fp32", "int8")
+PRECISIONS = ("fp32", "fp16", "int8", "int4")
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class _Request:
     targets: tuple[str, ...]
     precisions: tuple[str, ...]
     context_length: int
+    overrides: tuple[tuple[str, LayerPrecision], ...]
 
 
 def build(
@@ -45,8 +48,9 @@ def build(
     out: str | Path,
     *,
     targets: Sequence[str] = TARGETS,
-    precisions: Sequence[str] = PRECISIONS,
+    precisions: Sequence[str] = ("fp32", "int8"),
     context_length: int = 512,
+    overrides: Mapping[str, LayerPrecision] | None = None,
     recipe: dict[str, Any] | None = None,
 ) -> Manifest:
     """Export a checkpoint to a bundle directory, every artifact verified.
@@ -57,18 +61,23 @@ def build(
         checkpoint: Checkpoint directory or "embedded"; it needs a tokenizer.
         out: Bundle directory to create.
         targets: Of ``executorch``, ``onnx``, ``coreml``.
-        precisions: Of ``fp32``, ``int8``.
+        precisions: Of ``fp32``, ``fp16``, ``int8``, ``int4``; what each target has differs.
         context_length: Positions that the key-value cache holds.
+        overrides: Precision of single layers of the quantized artifacts: a shell-style pattern
+            over layer paths ("lm_head", "model.layers.0.*") to "float", "int8" or "int4"; the
+            first that matches wins.
         recipe: The recipe that led here, kept in the manifest.
 
     Raises:
-        UsageError: Unknown target or precision, or a context that the model does not have.
+        UsageError: Unknown target or precision, an override that matches no layer, or a context
+            that the model does not have.
         InvalidInputError: A damaged checkpoint, or one without a tokenizer.
         MissingDependencyError: A target whose packages are not installed.
     """
-    request = _check(checkpoint, targets, precisions, context_length)
+    request = _check(checkpoint, targets, precisions, context_length, overrides or {})
     check_context(request.checkpoint, context_length)
     model = load(request.checkpoint, device="cpu", dtype="float32")
+    _check_overrides(model, request)
     with atomic_directory(Path(out)) as bundle:
         vectors = _record_vectors(model, request)
         parity_vectors.write(vectors, bundle / VECTORS_FILE)
@@ -84,7 +93,11 @@ def build(
 
 
 def _check(
-    checkpoint: str | Path, targets: Sequence[str], precisions: Sequence[str], context_length: int
+    checkpoint: str | Path,
+    targets: Sequence[str],
+    precisions: Sequence[str],
+    context_length: int,
+    overrides: Mapping[str, LayerPrecision],
 ) -> _Request:
     if not targets or not precisions:
         raise UsageError("nothing to export", hint="Name at least one target and one precision.")
@@ -101,7 +114,9 @@ def _check(
                 )
     path = resolve(checkpoint)
     require_tokenizer(path)
-    return _Request(path, tuple(targets), tuple(precisions), context_length)
+    return _Request(
+        path, tuple(targets), tuple(precisions), context_length, tuple(overrides.items())
+    )
 
 
 def check_context(checkpoint: Path, context_length: int) -> None:
@@ -117,6 +132,14 @@ def check_context(checkpoint: Path, context_length: int) -> None:
             f"8 to {most}",
             hint=f"Choose a --context-length of at most {most}.",
         )
+
+
+def _check_overrides(model: nn.Module, request: _Request) -> None:
+    if not request.overrides:
+        return
+    phase = Phase("forward", StateForm.RESIDENT, request.context_length)
+    program = family_of(model).export_program(model, phase)
+    check_overrides(dict(request.overrides), weight_layers(program))
 
 
 def _record_vectors(model: nn.Module, request: _Request) -> parity_vectors.Vectors:
@@ -142,19 +165,21 @@ def _prompts(request: _Request) -> list[list[int]]:
     return prompts
 
 
-def artifact_id(target: str, precision: str) -> str:
+def artifact_id(target: str, precision: Precision) -> str:
     """Return the id of an artifact: target, back end, precision."""
-    return f"{target}-{BACKENDS.get(target).backend}-{precision}"
+    mixed = "-mixed" if precision.is_mixed else ""
+    return f"{target}-{BACKENDS.get(target).backend}-{precision.name}{mixed}"
 
 
-def _make_artifacts(request: _Request, bundle: Path, scratch: Path) -> dict[str, Outcome]:
+def _make_artifacts(
+    request: _Request, bundle: Path, scratch: Path
+) -> dict[str, tuple[Job, Outcome]]:
     cores = os.cpu_count() or 1
     wanted = [(t, p) for p in request.precisions for t in request.targets]
     workers = max(1, min(len(wanted), cores // 2 if cores > 4 else cores))
-    jobs = {
-        artifact_id(t, p): _job(request, t, p, bundle, scratch, max(1, cores // workers))
-        for t, p in wanted
-    }
+    threads = max(1, cores // workers)
+    made = [_job(request, t, p, bundle, scratch, threads) for t, p in wanted]
+    jobs = {Path(job.out).name: job for job in made}
     with console.progress(len(jobs), "lower and verify") as bar:
 
         def on_done(name: str, outcome: Outcome) -> None:
@@ -162,12 +187,12 @@ def _make_artifacts(request: _Request, bundle: Path, scratch: Path) -> dict[str,
             console.status(f"  {name:30} {_summary(outcome)}")
 
         outcomes = run_jobs(jobs, workers=workers, on_done=on_done)
-    return {artifact_id(t, p): outcomes[artifact_id(t, p)] for t, p in sorted(wanted, key=_order)}
+    ordered = sorted(jobs, key=lambda name: _order(jobs[name]))
+    return {name: (jobs[name], outcomes[name]) for name in ordered}
 
 
-def _order(pair: tuple[str, str]) -> tuple[int, int]:
-    target, precision = pair
-    return TARGETS.index(target), PRECISIONS.index(precision)
+def _order(job: Job) -> tuple[int, int]:
+    return TARGETS.index(job.target), PRECISIONS.index(job.precision)
 
 
 def _summary(outcome: Outcome) -> str:
@@ -185,13 +210,15 @@ def _summary(outcome: Outcome) -> str:
 def _job(
     request: _Request, target: str, precision: str, bundle: Path, scratch: Path, threads: int
 ) -> Job:
-    name = artifact_id(target, precision)
+    overrides = request.overrides if Precision(precision).is_quantized else ()
+    name = artifact_id(target, Precision(precision, overrides))
     tokens = _special_tokens(request.checkpoint)
     return Job(
         checkpoint=str(request.checkpoint.resolve()),
         checkpoint_hash=checkpoint_hash(request.checkpoint),
         target=target,
         precision=precision,
+        overrides=overrides,
         context_length=request.context_length,
         vectors=str((bundle / VECTORS_FILE).resolve()),
         out=str((bundle / name).resolve()),

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from mobilekit.core.strict import StrictModel
 from mobilekit.schema.manifest import (
+    LayerPrecision,
     ParityRecord,
     ProgramRecord,
     RuntimeRequirement,
@@ -22,6 +23,7 @@ class Job(StrictModel):
     checkpoint_hash: str
     target: str
     precision: str
+    overrides: tuple[tuple[str, LayerPrecision], ...] = ()
     context_length: int
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()

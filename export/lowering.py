@@ -27,6 +27,7 @@ from mobilekit.core.memory import peak_rss_bytes
 
 from .backends.base import Backend, ExportSpec
 from .job import Job, LoweredRecord
+from .precision import Precision
 
 _RECORD = "lowered.json"
 
@@ -55,7 +56,7 @@ def _copy_files(record: LoweredRecord, kept: Path, out: Path) -> None:
 def spec_of(job: Job) -> ExportSpec:
     """Return the job as a back end understands it."""
     return ExportSpec(
-        precision=job.precision,
+        precision=Precision(job.precision, job.overrides),
         context_length=job.context_length,
         bos_token_id=job.bos_token_id,
         eos_token_ids=job.eos_token_ids,

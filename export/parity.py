@@ -171,10 +171,12 @@ def diagnose(
 
     from .backends import BACKENDS
     from .backends.base import ExportSpec
+    from .precision import Precision
 
     target = item.id.split("-")[0]
     model = load(checkpoint, device="cpu", dtype="float32")
-    spec = ExportSpec(item.precision, int(manifest.model["context_length"]))
+    precision = Precision(item.precision, tuple(item.overrides.items()))
+    spec = ExportSpec(precision, int(manifest.model["context_length"]))
     prompt = list(vectors.prompts[0])
     layer = BACKENDS.get(target).diagnose(path, model, family_of(model), spec, prompt)
     return layer or AFTER_LAST_LAYER

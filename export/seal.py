@@ -14,7 +14,7 @@ from mobilekit.schema.manifest import MANIFEST_FILE, Artifact, FileRecord, Manif
 from mobilekit.schema.plan import PLAN_FILE, read_plans
 
 from .backends import BACKENDS
-from .job import Outcome
+from .job import Job, Outcome
 
 VECTORS_FILE = "vectors/parity.safetensors"
 _TOKENIZER_FILES = (
@@ -30,7 +30,7 @@ def seal(
     source: Path,
     bundle: Path,
     context_length: int,
-    outcomes: dict[str, Outcome],
+    outcomes: dict[str, tuple[Job, Outcome]],
     recipe: dict[str, Any] | None,
 ) -> Manifest:
     """Write the manifest of a bundle whose artifacts and vectors are in place."""
@@ -44,7 +44,7 @@ def seal(
         task=family.task,
         interface=family.interface,
         model={**facts, **_model_facts(source), "context_length": context_length},
-        artifacts=tuple(_artifact(bundle, name, o) for name, o in outcomes.items()),
+        artifacts=tuple(_artifact(bundle, name, *made) for name, made in outcomes.items()),
         tokenizer=tuple(_copy(source, bundle, name, "tokenizer") for name in tokenizer),
         vectors=record(bundle, VECTORS_FILE),
         plans=tuple(plan.to_json() for plan in plans),
@@ -75,11 +75,10 @@ def _model_facts(source: Path) -> dict[str, Any]:
     return {key: config.get(key) for key in wanted}
 
 
-def _artifact(bundle: Path, name: str, outcome: Outcome) -> Artifact:
+def _artifact(bundle: Path, name: str, job: Job, outcome: Outcome) -> Artifact:
     assert outcome.lowered is not None  # a worker without a result has raised already
     assert outcome.parity is not None
-    target, _, precision = name.split("-")
-    backend, lowered = BACKENDS.get(target), outcome.lowered
+    backend, lowered = BACKENDS.get(job.target), outcome.lowered
     lowering = {
         "seconds": lowered.seconds,
         "peak_rss_bytes": lowered.peak_rss_bytes,
@@ -89,7 +88,8 @@ def _artifact(bundle: Path, name: str, outcome: Outcome) -> Artifact:
         id=name,
         format=backend.format,
         backend=backend.backend,
-        precision=precision,
+        precision=job.precision,
+        overrides=dict(job.overrides),
         runtime=lowered.runtime,
         files=tuple(record(bundle, f"{name}/{path}") for path in lowered.files),
         programs=lowered.programs,

@@ -14,6 +14,7 @@ from mobilekit.core.strict import StrictModel
 from mobilekit.core.suggest import did_you_mean
 from mobilekit.evaluate.config import MobileMMLUConfig, PerplexityConfig
 from mobilekit.profile.config import ProfileConfig
+from mobilekit.schema.manifest import LayerPrecision
 from mobilekit.train.recover import RecoverConfig
 
 _MAX_BYTES = 1 << 20
@@ -46,6 +47,9 @@ class ExportConfig(StrictModel):
     targets: tuple[str, ...] = Field(("executorch", "onnx", "coreml"), min_length=1)
     precisions: tuple[str, ...] = Field(("fp32", "int8"), min_length=1)
     context_length: int = Field(512, ge=8, description="Positions that the cache holds.")
+    overrides: dict[str, LayerPrecision] = Field(
+        {}, description="Layer pattern to precision, in quantized artifacts; first match wins."
+    )
 
 
 class Budget(StrictModel):

@@ -19,20 +19,22 @@ if TYPE_CHECKING:
 
     from mobilekit.runtime.base import TokenLogits
 
+    from ..precision import Precision
+
 
 @dataclass(frozen=True)
 class ExportSpec:
     """What is asked of a back end, beside the model.
 
     Attributes:
-        precision: "fp32" or "int8".
+        precision: What each layer is stored at.
         context_length: Positions that the cache holds.
         bos_token_id: Begin-of-text id or ``None``.
         eos_token_ids: Ids that end a text.
         pad_token_id: Padding id or ``None``.
     """
 
-    precision: str
+    precision: Precision
     context_length: int
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()

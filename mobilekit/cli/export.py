@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .common import Answer, command, megabytes
+
+if TYPE_CHECKING:
+    from mobilekit.schema.manifest import LayerPrecision
 
 EPILOG = (
     "Examples: mobilekit export embedded --out bundle   ·   "
@@ -23,9 +26,17 @@ def main(
         list[str] | None, typer.Option(help="executorch, onnx or coreml; all by default.")
     ] = None,
     precision: Annotated[
-        list[str] | None, typer.Option(help="fp32 or int8; both by default.")
+        list[str] | None, typer.Option(help="fp32, fp16, int8 or int4; fp32 and int8 by default.")
     ] = None,
     context_length: Annotated[int, typer.Option(help="Positions that the cache holds.")] = 512,
+    override: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN=PRECISION",
+            help="Precision of some layers of the quantized artifacts, such as 'lm_head=int8' or "
+            "'model.layers.0.*=float'; the first that matches wins.",
+        ),
+    ] = None,
 ) -> Answer:
     """Write a bundle for the phone, each artifact verified."""
     from mobilekit import export
@@ -36,8 +47,9 @@ def main(
         model,
         out,
         targets=target or export.TARGETS,
-        precisions=precision or export.PRECISIONS,
+        precisions=precision or ("fp32", "int8"),
         context_length=context_length,
+        overrides=_overrides(override or []),
     )
     rows = []
     for item in manifest.artifacts:
@@ -52,6 +64,24 @@ def main(
         closing=["", f"Bundle {out}"],
         exit_code=1 if failed else 0,
     )
+
+
+def _overrides(pairs: list[str]) -> dict[str, LayerPrecision]:
+    """Parse ``PATTERN=PRECISION`` options."""
+    from mobilekit.core.errors import UsageError
+    from mobilekit.core.suggest import did_you_mean
+
+    known: dict[str, LayerPrecision] = {"float": "float", "int8": "int8", "int4": "int4"}
+    parsed = {}
+    for pair in pairs:
+        pattern, _, precision = pair.rpartition("=")
+        if not pattern or precision not in known:
+            raise UsageError(
+                f"--override '{pair}' is not PATTERN=PRECISION{did_you_mean(precision, known)}",
+                hint="Give a layer pattern and float, int8 or int4: --override 'lm_head=int8'.",
+            )
+        parsed[pattern] = known[precision]
+    return parsed
 
 
 PARITY_HEADERS = ("max|Δ| fp32", "max|Δ| same", "KL same", "top-1", "greedy", "verdict")

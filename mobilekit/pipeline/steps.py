@@ -234,6 +234,7 @@ def export(context: Context) -> None:
                 targets=config.targets,
                 precisions=config.precisions,
                 context_length=config.context_length,
+                overrides=config.overrides,
                 recipe=made_by,
             )
 

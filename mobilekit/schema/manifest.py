@@ -21,6 +21,7 @@ INTERFACES = {
     "detector": "text-score/1",
 }
 Task = Literal["causal-lm", "masked-diffusion-lm", "class-to-image", "text-to-image", "detector"]
+LayerPrecision = Literal["float", "int8", "int4"]
 Interface = Literal["token-logits/1", "masked-logits/1", "denoiser/1", "text-score/1"]
 
 
@@ -121,7 +122,10 @@ class Artifact(StrictModel):
     id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")
     format: Literal["pte", "onnx", "mlpackage"]
     backend: str
-    precision: str
+    precision: str = Field(description="fp32, fp16, int8 or int4.")
+    overrides: dict[str, LayerPrecision] = Field(
+        {}, description="Layer pattern to precision; first match."
+    )
     route: str = Field("own", description="Who made the graph: 'own' or another exporter's name.")
     runtime: RuntimeRequirement
     files: tuple[FileRecord, ...] = Field(min_length=1)

@@ -22,6 +22,7 @@ from mobilekit.export.backends.coreml.reference import (  # noqa: E402
     eager_module,
     fake_quantize,
 )
+from mobilekit.export.precision import Precision
 
 from mobilekit.core.files import sha256_tree  # noqa: E402 - after the skip
 from mobilekit.models.families import Family, family_of  # noqa: E402
@@ -56,7 +57,7 @@ def _lively(model: nn.Module) -> nn.Module:
 
 
 def _lower(model: nn.Module, precision: str, out: Path) -> Case:
-    spec, family = ExportSpec(precision, CONTEXT), family_of(model)
+    spec, family = ExportSpec(Precision(precision), CONTEXT), family_of(model)
     lowered = COREML.lower(model, family, spec, out)
     return Case(model, family, spec, lowered, out / "model.mlpackage", out)
 
@@ -109,7 +110,7 @@ BOUNDS = {"fp32": 1e-4, "int8": 1e-2}
 def test_logits_equal_the_reference_of_the_same_precision(case: Case) -> None:
     reference = COREML.reference(case.model, case.family, case.spec)
     errors = _errors(_open(case), reference)
-    assert errors.max() < BOUNDS[case.spec.precision]
+    assert errors.max() < BOUNDS[case.spec.precision.name]
     assert errors.max() < COREML.tolerance(case.spec).max_abs
 
 
@@ -277,7 +278,7 @@ def test_model_is_left_as_it_was(tiny_qwen3: nn.Module) -> None:
     model = copy.deepcopy(tiny_qwen3)
     before = {n: t.clone() for n, t in model.state_dict().items()}
     modules = [(n, type(m)) for n, m in model.named_modules()]
-    family, spec = family_of(model), ExportSpec("int8", CONTEXT)
+    family, spec = family_of(model), ExportSpec(Precision("int8"), CONTEXT)
     COREML.reference(model, family, spec).forward(TOKENS[:5], 0)
     for program in export_programs(model, family, spec).values():
         capture(program)
@@ -287,7 +288,7 @@ def test_model_is_left_as_it_was(tiny_qwen3: nn.Module) -> None:
 
 
 def test_prefill_is_no_longer_than_the_context(tiny_qwen3: nn.Module) -> None:
-    programs = export_programs(tiny_qwen3, family_of(tiny_qwen3), ExportSpec("fp32", 8))
+    programs = export_programs(tiny_qwen3, family_of(tiny_qwen3), ExportSpec(Precision("fp32"), 8))
     assert programs["prefill"].inputs[0].shape == (1, 8)
 
 

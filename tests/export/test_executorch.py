@@ -17,6 +17,7 @@ from mobilekit.export.backends import BACKENDS
 from mobilekit.export.backends.base import ExportSpec, Lowered
 from mobilekit.export.backends.executorch.attention import grouped_attention
 from mobilekit.export.backends.executorch.weights import read_pte, stored_constants
+from mobilekit.export.precision import Precision
 from torch import nn
 
 from mobilekit.core.errors import InvalidInputError
@@ -52,7 +53,7 @@ class Artifact:
 
 
 def _lower(model: nn.Module, precision: str, out: Path) -> Artifact:
-    spec = ExportSpec(precision, T, bos_token_id=5, eos_token_ids=(0, 3))
+    spec = ExportSpec(Precision(precision), T, bos_token_id=5, eos_token_ids=(0, 3))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     implementation = model.config._attn_implementation  # type: ignore[union-attr]
     lowered = EXECUTORCH.lower(model, family_of(model), spec, out)
@@ -141,7 +142,9 @@ def _assert_int8_close(artifact: Artifact) -> None:
     expected, logits = _both(artifact.reference(), artifact.runtime())
     assert np.abs(expected - logits).max() <= 0.1  # logits reach 1 here
     assert _mean_kl(expected, logits) <= min(1e-3, tolerance.kl)
-    fp32 = EXECUTORCH.reference(artifact.model, family_of(artifact.model), ExportSpec("fp32", T))
+    fp32 = EXECUTORCH.reference(
+        artifact.model, family_of(artifact.model), ExportSpec(Precision("fp32"), T)
+    )
     exact, _ = _both(fp32, artifact.runtime())
     assert not np.allclose(exact, logits, atol=1e-4)  # it is quantized indeed
     assert _mean_kl(exact, logits) <= 0.01
@@ -321,7 +324,9 @@ def test_grouped_attention_is_attention() -> None:
 def test_reference_does_not_touch_the_model(tiny_qwen3_moe: nn.Module) -> None:
     before = {name: value.clone() for name, value in tiny_qwen3_moe.state_dict().items()}
     for precision in EXECUTORCH.precisions:
-        EXECUTORCH.reference(tiny_qwen3_moe, family_of(tiny_qwen3_moe), ExportSpec(precision, T))
+        EXECUTORCH.reference(
+            tiny_qwen3_moe, family_of(tiny_qwen3_moe), ExportSpec(Precision(precision), T)
+        )
     after = tiny_qwen3_moe.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert not any(isinstance(m, StaticMoE) for m in tiny_qwen3_moe.modules())
@@ -358,7 +363,7 @@ def test_the_stock_runner_generates_the_same_text(tmp_path: Path) -> None:
 
     model: Any = load("embedded", device="cpu", dtype="float32")
     vocabulary = int(model.config.vocab_size)
-    spec = ExportSpec("fp32", 128, eos_token_ids=(int(model.config.eos_token_id),))
+    spec = ExportSpec(Precision("fp32"), 128, eos_token_ids=(int(model.config.eos_token_id),))
     lowered = EXECUTORCH.lower(model, family_of(model), spec, tmp_path)
     path = tmp_path / lowered.files[0]
     (tokenizer_file,) = Path(embedded).parent.glob("*/tokenizer.json")

@@ -13,6 +13,7 @@ import torch
 from mobilekit.export.backends import BACKENDS
 from mobilekit.export.backends.base import ExportSpec, Lowered
 from mobilekit.export.backends.onnx import write
+from mobilekit.export.precision import Precision
 
 from mobilekit.models.families import family_of
 from mobilekit.runtime.generate import greedy
@@ -41,7 +42,9 @@ class Artifact:
 
 
 def _lower(model: nn.Module, precision: str, out: Path) -> Artifact:
-    spec = ExportSpec(precision, T, bos_token_id=None, eos_token_ids=(0,), pad_token_id=None)
+    spec = ExportSpec(
+        Precision(precision), T, bos_token_id=None, eos_token_ids=(0,), pad_token_id=None
+    )
     before = {name: value.clone() for name, value in model.state_dict().items()}
     implementation = model.config._attn_implementation  # type: ignore[union-attr]
     lowered = ONNX.lower(model, family_of(model), spec, out)

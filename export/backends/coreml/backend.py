@@ -41,7 +41,7 @@ class CoreMLBackend:
         from .package import package_files, write_package
         from .weights import weight_record
 
-        scheme = SCHEMES[spec.precision]
+        scheme = SCHEMES[spec.precision.name]
         out.mkdir(parents=True, exist_ok=True)
         programs = export_programs(model, family, spec)
         package = write_package(
@@ -66,7 +66,7 @@ class CoreMLBackend:
 
     def tolerance(self, spec: ExportSpec) -> Tolerance:
         """Return what parity with ``reference`` must hold to; see ``scheme`` for the reasons."""
-        return SCHEMES[spec.precision].tolerance
+        return SCHEMES[spec.precision.name].tolerance
 
     def diagnose(
         self, path: Path, model: nn.Module, family: Family, spec: ExportSpec, tokens: list[int]

@@ -37,7 +37,7 @@ def first_diverging_layer(
     layers = json.loads(load_spec(path).description.metadata.userDefined[LAYERS_KEY])
     expected = _eager_outputs(module, layers, chunk, tokens)
     found = _package_outputs(path, len(layers), chunk, tokens)
-    bound = SCHEMES[spec.precision].layer_error
+    bound = SCHEMES[spec.precision.name].layer_error
     for index, layer in enumerate(layers):
         if index in found and _relative_error(expected[index], found[index]) > bound:
             return str(layer).removeprefix("model.")

@@ -53,7 +53,7 @@ def eager_reference(model: nn.Module, family: Family, spec: ExportSpec) -> Token
         EagerPackage(module, chunk),
         context_length=spec.context_length,
         vocab_size=module.vocab_size,
-        name=f"eager-{spec.precision}",
+        name=f"eager-{spec.precision.name}",
     )
 
 
@@ -62,7 +62,7 @@ def eager_module(model: nn.Module, family: Family, spec: ExportSpec) -> tuple[An
     from .backend import export_programs
 
     program = export_programs(model, family, spec)["prefill"]
-    store_as(program.module, SCHEMES[spec.precision])
+    store_as(program.module, SCHEMES[spec.precision.name])
     return program.module, int(program.inputs[0].shape[1])
 
 

@@ -62,13 +62,13 @@ class ExecutorchBackend:
                 )
             },
             runtime=RuntimeRequirement(name="executorch", min="1.5"),
-            weights=count_weights(pte, spec.precision, not_weights=constants),
+            weights=count_weights(pte, spec.precision.name, not_weights=constants),
             settings={
                 "delegates": len(plan.delegates),
                 "instructions": sum(len(chain.instructions) for chain in plan.chains),
                 "operators": sorted({f"{op.name}.{op.overload}" for op in plan.operators}),
                 "metadata": methods,
-                "quantizer": _SCHEMES[spec.precision],
+                "quantizer": _SCHEMES[spec.precision.name],
             },
         )
 
@@ -81,12 +81,12 @@ class ExecutorchBackend:
             module,
             context_length=spec.context_length,
             vocab_size=module.vocab_size,
-            name=f"eager-{spec.precision}",
+            name=f"eager-{spec.precision.name}",
         )
 
     def tolerance(self, spec: ExportSpec) -> Tolerance:
         """Return what parity with ``reference`` must hold to."""
-        return _INT8 if spec.precision == "int8" else _FP32
+        return _INT8 if spec.precision.name == "int8" else _FP32
 
     def diagnose(
         self, path: Path, model: nn.Module, family: Family, spec: ExportSpec, tokens: list[int]
@@ -95,11 +95,11 @@ class ExecutorchBackend:
         from .diagnose import first_diverging_layer
 
         program = self._reference_program(model, family, spec)
-        return first_diverging_layer(path, program, tokens, precision=spec.precision)
+        return first_diverging_layer(path, program, tokens, precision=spec.precision.name)
 
     def _reference_program(self, model: nn.Module, family: Family, spec: ExportSpec) -> Program:
         program = _program(model, family, spec)
-        if spec.precision == "int8":
+        if spec.precision.name == "int8":
             _quantize_(program)
         return program
 
@@ -122,7 +122,7 @@ def _prepared(model: nn.Module, family: Family, spec: ExportSpec) -> Program:
 
     program = _program(model, family, spec)
     use_grouped_attention_(program.module)
-    if spec.precision == "int8":
+    if spec.precision.name == "int8":
         _quantize_(program)
     return program
 

@@ -42,7 +42,7 @@ class OnnxBackend:
         fused = fuse(captured.model)
         graph = write.finish(captured)
         settings = {"opset": OPSET, "fused": fused}
-        if spec.precision == "int8":
+        if spec.precision.name == "int8":
             graph, block = quantize_model(graph, exclude=captured.routers)
             settings["quantizer"] = {
                 "tool": "onnxruntime.quantization MatMulNBits",
@@ -61,7 +61,7 @@ class OnnxBackend:
             files=(*files, CONFIG_FILE),
             programs={"forward": ProgramRecord(inputs=program.inputs, outputs=program.outputs)},
             runtime=RuntimeRequirement(name="onnxruntime", min=MIN_RUNTIME),
-            weights=write.weight_record(path, spec.precision),
+            weights=write.weight_record(path, spec.precision.name),
             settings=settings,
         )
 
@@ -76,12 +76,12 @@ class OnnxBackend:
             program.module,  # type: ignore[arg-type]
             context_length=spec.context_length,
             vocab_size=model.config.vocab_size,  # type: ignore[union-attr,arg-type]
-            name=f"eager-{spec.precision}",
+            name=f"eager-{spec.precision.name}",
         )
 
     def tolerance(self, spec: ExportSpec) -> Tolerance:
         """Return what parity with :meth:`reference` must hold to."""
-        return TOLERANCES[spec.precision]
+        return TOLERANCES[spec.precision.name]
 
     def diagnose(
         self, path: Path, model: nn.Module, family: Family, spec: ExportSpec, tokens: list[int]
@@ -92,7 +92,7 @@ class OnnxBackend:
 
         expected = reference_states(reference_program(model, family, spec), tokens)
         found = tapped_states(path, tokens)
-        return first_divergence(found, expected, limit=LAYER_LIMITS[spec.precision])
+        return first_divergence(found, expected, limit=LAYER_LIMITS[spec.precision.name])
 
 
 MIN_RUNTIME = "1.23"  # the oldest that was tried: fp32 and int8 files give the same logits

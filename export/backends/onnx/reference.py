@@ -59,7 +59,7 @@ def reference_program(model: nn.Module, family: Family, spec: Any) -> Program:
     """Return the resident-cache program of the spec's precision; ``model`` stays as it is."""
     phase = Phase("forward", StateForm.RESIDENT, spec.context_length)
     program = family.export_program(model, phase)
-    if spec.precision == "int8":
+    if spec.precision.name == "int8":
         quantize_program(program)
     return program
 
