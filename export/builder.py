@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mobilekit.core import console
 from mobilekit.core.errors import UsageError
-from mobilekit.core.files import atomic_directory, read_json
+from mobilekit.core.files import atomic_directory
 from mobilekit.core.optional import require_distribution
 from mobilekit.core.suggest import did_you_mean
 from mobilekit.data.tokenizer import load_tokenizer
@@ -22,6 +22,7 @@ from mobilekit.schema.manifest import LayerPrecision, Manifest
 
 from . import vectors as parity_vectors
 from .backends import BACKENDS
+from .facts import model_facts
 from .job import Job, Outcome
 from .pool import run_jobs
 from .precision import Precision, check_overrides, weight_layers
@@ -125,7 +126,7 @@ def check_context(checkpoint: Path, context_length: int) -> None:
     Raises:
         UsageError: With both numbers.
     """
-    most = int(read_json(checkpoint / "config.json")["max_position_embeddings"])
+    most = model_facts(checkpoint).positions
     if not 8 <= context_length <= most:
         raise UsageError(
             f"context length {context_length} was asked for, but the model has positions for "
@@ -143,26 +144,28 @@ def _check_overrides(model: nn.Module, request: _Request) -> None:
 
 
 def _record_vectors(model: nn.Module, request: _Request) -> parity_vectors.Vectors:
-    prompts = _prompts(request)
-    longest = max(len(prompt) for prompt in prompts)
-    new_tokens = min(parity_vectors.NEW_TOKENS, request.context_length - longest)
+    new_tokens = min(parity_vectors.NEW_TOKENS, request.context_length // 2)
+    prompts = _prompts(request, new_tokens)
     console.detail(f"  eager continues {len(prompts)} prompts by {new_tokens} tokens")
     return parity_vectors.record(TorchRuntime(model), prompts, new_tokens)
 
 
-def _prompts(request: _Request) -> list[list[int]]:
-    """Cut prompts of different lengths out of the held-out text."""
+def _prompts(request: _Request, new_tokens: int) -> list[list[int]]:
+    """Cut prompts of different lengths out of the held-out text, the last one a long one."""
     from mobilekit.data.corpora import heldout_text
 
     tokenizer = load_tokenizer(request.checkpoint)
     text = heldout_text()
-    stride = len(text) // parity_vectors.NUM_PROMPTS
+    count = parity_vectors.NUM_PROMPTS - 1
     longest = max(1, min(48, request.context_length // 2))
     prompts = []
-    for i in range(parity_vectors.NUM_PROMPTS):
-        ids = tokenizer.encode(text[i * stride : i * stride + 16 * longest])
-        prompts.append(ids[: max(1, longest * (i + 1) // parity_vectors.NUM_PROMPTS)])
-    return prompts
+    for i in range(count):
+        start = i * len(text) // count
+        ids = tokenizer.encode(text[start : start + 16 * longest])
+        prompts.append(ids[: max(1, longest * (i + 1) // count)])
+    # the last token that is generated is never fed
+    full = min(request.context_length - new_tokens + 1, parity_vectors.LONGEST_PROMPT)
+    return [*prompts, tokenizer.encode(text[: 16 * full])[:full]]
 
 
 def artifact_id(target: str, precision: Precision) -> str:
@@ -212,7 +215,7 @@ def _job(
 ) -> Job:
     overrides = request.overrides if Precision(precision).is_quantized else ()
     name = artifact_id(target, Precision(precision, overrides))
-    tokens = _special_tokens(request.checkpoint)
+    facts = model_facts(request.checkpoint)
     return Job(
         checkpoint=str(request.checkpoint.resolve()),
         checkpoint_hash=checkpoint_hash(request.checkpoint),
@@ -225,18 +228,7 @@ def _job(
         answer=str((scratch / f"{name}.safetensors").resolve()),
         outcome=str((scratch / f"{name}.json").resolve()),
         threads=threads,
-        **tokens,
+        bos_token_id=facts.bos_token_id,
+        eos_token_ids=facts.eos_token_ids,
+        pad_token_id=facts.pad_token_id,
     )
-
-
-def _special_tokens(checkpoint: Path) -> dict[str, Any]:
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(checkpoint)
-    eos = config.eos_token_id
-    ends = () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
-    return {
-        "bos_token_id": config.bos_token_id,
-        "eos_token_ids": ends,
-        "pad_token_id": config.pad_token_id,
-    }

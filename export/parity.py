@@ -23,7 +23,14 @@ from . import vectors as parity_vectors
 from .vectors import Answer, Vectors
 
 EAGER_FP32 = "eager-fp32"
+NOT_THE_MODEL = "the program that was lowered: it does not compute what the checkpoint does"
 AFTER_LAST_LAYER = "after the last layer (final norm or lm_head)"
+
+
+# The float program that is lowered computes what the checkpoint computes, up to the order of sums
+# (1e-12) and, in Core ML, to a cache in fp16 (2e-6 on the embedded model).
+PROGRAM_KL = 1e-4
+PROGRAM_TOKENS = 8
 
 
 def measure(
@@ -41,29 +48,38 @@ def measure(
     answer = parity_vectors.replay(runtime, vectors)
     against_fp32 = deviation(EAGER_FP32, vectors.eager, answer)
     against_same = deviation(f"eager-{precision}", same, answer)
-    passed = (
-        against_same.max_abs <= tolerance.max_abs
-        and against_same.kl <= tolerance.kl
-        and against_same.top1 >= tolerance.top1
-    )
+    excused = min(against_fp32.max_abs, tolerance.max_abs) if precision == "fp32" else 0.0
     return ParityRecord(
         executed=True,
         evaluator=f"{runtime.name} {runtime.version}",
         against_fp32=against_fp32,
         against_same=against_same,
         # at a lower precision a divergence is a loss of precision, not a near-tie to be excused
-        greedy=compare_greedy(vectors, answer, against_fp32.max_abs if precision == "fp32" else 0),
+        greedy=compare_greedy(vectors, answer, excused),
         tolerance=tolerance,
-        passed=bool(passed),
+        passed=within(against_same, tolerance, steps=vectors.tokens.size),
+    )
+
+
+def within(found: Deviation, tolerance: Tolerance, *, steps: int) -> bool:
+    """Tell whether a deviation is inside its bounds.
+
+    One step may always differ in its best token: of few steps, one is more than any share.
+    """
+    flips = round((1.0 - found.top1) * steps)
+    return (
+        found.max_abs <= tolerance.max_abs
+        and found.kl <= tolerance.kl
+        and (found.top1 >= tolerance.top1 or flips <= 1)
     )
 
 
 def deviation(name: str, reference: Answer, answer: Answer) -> Deviation:
-    """Return how far ``answer`` is from ``reference``; a non-finite logit counts as infinitely far.
+    """Return how far two answers are apart; a logit of either that is not finite is infinitely far.
 
     The maximum is over all recorded logits, KL their mean, top-1 over every step.
     """
-    if not np.isfinite(answer.logits).all():
+    if not (np.isfinite(answer.logits).all() and np.isfinite(reference.logits).all()):
         huge = float(np.finfo(np.float32).max)
         return Deviation(reference=name, max_abs=huge, kl=huge, top1=0.0)
     difference = np.abs(reference.logits.astype(np.float64) - answer.logits)

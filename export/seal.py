@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import mobilekit
-from mobilekit.core.files import atomic_write_json, read_json, sha256_file
+from mobilekit.core.files import atomic_write_json, sha256_file
 from mobilekit.models import checkpoint_hash, describe, licences
 from mobilekit.models.families import family_for_class
 from mobilekit.schema.manifest import MANIFEST_FILE, Artifact, FileRecord, Manifest
 from mobilekit.schema.plan import PLAN_FILE, read_plans
 
 from .backends import BACKENDS
+from .backends.base import Backend
+from .facts import model_facts
 from .job import Job, Outcome
 
 VECTORS_FILE = "vectors/parity.safetensors"
@@ -38,17 +40,17 @@ def seal(
     family = family_for_class(facts["class"])
     plans = read_plans(source / PLAN_FILE) if (source / PLAN_FILE).is_file() else []
     tokenizer = [name for name in _TOKENIZER_FILES if (source / name).is_file()]
-    for path in source.glob("LICEN[CS]E*"):
-        _copy(source, bundle, path.name, "licences")
+    texts = sorted(path.name for path in source.glob("*LICEN[CS]E*") if path.is_file())
     manifest = Manifest(
         task=family.task,
         interface=family.interface,
         model={**facts, **_model_facts(source), "context_length": context_length},
-        artifacts=tuple(_artifact(bundle, name, *made) for name, made in outcomes.items()),
+        artifacts=tuple(_artifact(source, bundle, name, *made) for name, made in outcomes.items()),
         tokenizer=tuple(_copy(source, bundle, name, "tokenizer") for name in tokenizer),
         vectors=record(bundle, VECTORS_FILE),
         plans=tuple(plan.to_json() for plan in plans),
         licences=licences(source),
+        licence_texts=tuple(_copy(source, bundle, name, "licences") for name in texts),
         recipe=recipe,
         provenance={"checkpoint": checkpoint_hash(source), "mobilekit": mobilekit.__version__},
     )
@@ -69,13 +71,25 @@ def _copy(source: Path, bundle: Path, name: str, folder: str) -> FileRecord:
     return record(bundle, f"{folder}/{name}")
 
 
+def _companions(source: Path, backend: Backend) -> list[str]:
+    """Return the tokenizer files that the ecosystem's own tools expect beside the artifact."""
+    wanted = _TOKENIZER_FILES if backend.tokenizer_beside else ()
+    return [name for name in wanted if (source / name).is_file()]
+
+
 def _model_facts(source: Path) -> dict[str, Any]:
-    config = read_json(source / "config.json")
-    wanted = ("vocab_size", "hidden_size", "num_hidden_layers", "bos_token_id", "eos_token_id")
-    return {key: config.get(key) for key in wanted}
+    """Return what a host must know of the model."""
+    known = model_facts(source)
+    return {
+        "vocab_size": known.vocab_size,
+        "hidden_size": known.hidden_size,
+        "num_hidden_layers": known.num_hidden_layers,
+        "bos_token_id": known.bos_token_id,
+        "eos_token_ids": list(known.eos_token_ids),
+    }
 
 
-def _artifact(bundle: Path, name: str, job: Job, outcome: Outcome) -> Artifact:
+def _artifact(source: Path, bundle: Path, name: str, job: Job, outcome: Outcome) -> Artifact:
     assert outcome.lowered is not None  # a worker without a result has raised already
     assert outcome.parity is not None
     backend, lowered = BACKENDS.get(job.target), outcome.lowered
@@ -92,6 +106,7 @@ def _artifact(bundle: Path, name: str, job: Job, outcome: Outcome) -> Artifact:
         overrides=dict(job.overrides),
         runtime=lowered.runtime,
         files=tuple(record(bundle, f"{name}/{path}") for path in lowered.files),
+        companions=tuple(_copy(source, bundle, f, name) for f in _companions(source, backend)),
         programs=lowered.programs,
         weights=lowered.weights,
         parity=outcome.parity,

@@ -2,11 +2,14 @@
 
 Eager continues a few prompts greedily; an artifact is then fed eager's own tokens, so its logits
 can be compared step by step, and its greedy continuation equals eager's exactly when every argmax
-does. Full logits are kept for as many steps as fit a fixed budget, spread evenly.
+does. Full logits are kept for as many steps as fit a fixed budget, spread evenly. The last prompt
+is long: with its continuation it fills the context, and it is fed in uneven parts, so that every
+cache slot is written and several tokens at once also stand behind others.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,8 @@ from mobilekit.runtime.generate import greedy
 
 NUM_PROMPTS = 8
 NEW_TOKENS = 64
+LONGEST_PROMPT = 2048  # tokens, in contexts that are larger still
+_PART = 48  # tokens; longer prompts are fed in two parts
 _LOGITS_BUDGET = 2 << 20  # bytes a reference
 
 
@@ -68,7 +73,9 @@ def record(eager: TokenLogits, prompts: list[list[int]], new_tokens: int) -> Vec
         rows.append(seen)
     every = [(p, n) for p in range(len(prompts)) for n in range(new_tokens)]
     room = max(len(prompts), _LOGITS_BUDGET // (4 * eager.vocab_size))
-    chosen = np.unique(np.linspace(0, len(every) - 1, min(room, len(every))).astype(np.int64))
+    spread = np.linspace(0, len(every) - 1, min(room, len(every))).astype(np.int64)
+    first = np.arange(len(prompts)) * new_tokens  # the one that follows the prompt itself
+    chosen = np.unique(np.concatenate([spread, first]))
     steps = np.asarray(every, dtype=np.int64)[chosen]
     top_two = np.asarray([[np.partition(x, -2)[-2:] for x in row] for row in rows])
     return Vectors(
@@ -89,6 +96,9 @@ def replay(runtime: TokenLogits, vectors: Vectors) -> Answer:
     for p, prompt in enumerate(vectors.prompts):
         runtime.reset()
         pending, position = np.asarray(prompt, dtype=np.int64), 0
+        if (cut := _cut(prompt)) > 0:
+            runtime.forward(pending[:cut], 0)
+            pending, position = pending[cut:], cut
         for n in range(vectors.tokens.shape[1]):
             logits = runtime.forward(pending, position)
             position += len(pending)
@@ -97,6 +107,27 @@ def replay(runtime: TokenLogits, vectors: Vectors) -> Answer:
                 kept.append(logits.copy())
             pending = vectors.tokens[p, n : n + 1]
     return Answer(argmax, np.stack(kept))
+
+
+def _cut(prompt: Sequence[int]) -> int:
+    """Return where a prompt is cut in two, 0 where it is fed whole."""
+    return len(prompt) * 5 // 8 if len(prompt) > _PART else 0
+
+
+def excerpt(vectors: Vectors, new_tokens: int) -> Vectors:
+    """Return the first and the last prompt alone, with so many tokens of their continuations."""
+    rows = [0, len(vectors.prompts) - 1]
+    kept = [i for i, (p, n) in enumerate(vectors.steps.tolist()) if p in rows and n < new_tokens]
+    steps = [(rows.index(p), n) for p, n in vectors.steps[kept].tolist()]
+    tokens = vectors.tokens[rows, :new_tokens]
+    return Vectors(
+        prompts=tuple(vectors.prompts[row] for row in rows),
+        tokens=tokens,
+        gaps=vectors.gaps[rows, :new_tokens],
+        steps=np.asarray(steps, dtype=np.int64),
+        eager=Answer(tokens, vectors.eager.logits[kept]),
+        same={},
+    )
 
 
 def pack_answer(answer: Answer) -> bytes:

@@ -7,28 +7,33 @@ turns a crash or an out-of-memory kill inside one of them into an error with a n
 
 from __future__ import annotations
 
-import os
+import dataclasses
 import sys
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mobilekit.core.errors import InvalidInputError, MobileKitError, NotExecutableError
 from mobilekit.core.files import atomic_write, atomic_write_json, read_json
+from mobilekit.core.processes import end_with_parent
 from mobilekit.runtime import RUNTIMES
 from mobilekit.schema.bundle import entry_point
-from mobilekit.schema.manifest import ParityRecord
+from mobilekit.schema.manifest import Deviation, ParityRecord
 
 from .job import Job, LoweredRecord, Outcome
 
 if TYPE_CHECKING:
-    from .backends.base import Backend
+    from torch import nn
+
+    from mobilekit.models.families import Family
+
+    from .backends.base import Backend, ExportSpec
+    from .vectors import Vectors
 
 
 def main(job_path: str) -> int:
     """Do one job; expected errors go into the outcome, a crash leaves none."""
     job = Job.parse(read_json(Path(job_path)), job_path)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     try:
         outcome = make(job)
     except MobileKitError as error:
@@ -36,12 +41,6 @@ def main(job_path: str) -> int:
         outcome = Outcome(error=described)
     atomic_write_json(Path(job.outcome), outcome.model_dump(mode="json"))
     return 0
-
-
-def _end_with_parent() -> None:
-    """Stop when the parent's end of stdin closes: a killed parent must leave nobody writing."""
-    os.read(0, 1)  # blocks; not sys.stdin, whose lock would be held when the process ends
-    os._exit(1)
 
 
 def make(job: Job) -> Outcome:
@@ -77,14 +76,14 @@ def _parity(job: Job, record: LoweredRecord, backend: Backend) -> ParityRecord:
 
     from . import vectors as parity_vectors
     from .lowering import spec_of
-    from .parity import AFTER_LAST_LAYER, measure
+    from .parity import AFTER_LAST_LAYER, NOT_THE_MODEL, PROGRAM_KL, measure
 
     model: Any = load(job.checkpoint, device="cpu", dtype="float32")
     family, spec = family_of(model), spec_of(job)
     vectors = parity_vectors.read(Path(job.vectors))
     same = parity_vectors.replay(backend.reference(model, family, spec), vectors)
     atomic_write(Path(job.answer), parity_vectors.pack_answer(same))
-    path = entry_point(Path(job.out) / next(iter(record.files)))
+    path = entry_point(Path(job.out), next(iter(record.files)))
     tolerance = backend.tolerance(spec)
     try:
         runtime = RUNTIMES.get(backend.format)(
@@ -96,11 +95,33 @@ def _parity(job: Job, record: LoweredRecord, backend: Backend) -> ParityRecord:
         parity = measure(runtime, vectors, same, precision=job.precision, tolerance=tolerance)
     except NotExecutableError as error:
         return ParityRecord(executed=False, reason=error.message, tolerance=tolerance)
+    program = program_deviation(backend, model, family, spec, vectors)
+    parity = parity.model_copy(update={"program": program})
+    if program.kl > PROGRAM_KL:
+        return parity.model_copy(update={"passed": False, "first_diverging_layer": NOT_THE_MODEL})
     if parity.passed:
         return parity
     prompt = list(vectors.prompts[0])
     layer = backend.diagnose(path, model, family, spec, prompt) or AFTER_LAST_LAYER
     return parity.model_copy(update={"first_diverging_layer": layer})
+
+
+def program_deviation(
+    backend: Backend, model: nn.Module, family: Family, spec: ExportSpec, vectors: Vectors
+) -> Deviation:
+    """Compare the program that was lowered, in float, with the checkpoint itself.
+
+    An artifact and its reference are made of the same program, so that a fault of the program
+    would be on both sides of every other comparison.
+    """
+    from . import vectors as parity_vectors
+    from .parity import EAGER_FP32, PROGRAM_TOKENS, deviation
+    from .precision import Precision
+
+    some = parity_vectors.excerpt(vectors, PROGRAM_TOKENS)
+    plain = dataclasses.replace(spec, precision=Precision("fp32"))
+    answer = parity_vectors.replay(backend.reference(model, family, plain), some)
+    return deviation(EAGER_FP32, some.eager, answer)
 
 
 if __name__ == "__main__":

@@ -71,6 +71,8 @@ class Backend(Protocol):
         extra: Extra of MobileKit that brings the packages.
         precisions: Precisions it offers.
         packages: Distributions whose versions decide what the file looks like (cache key).
+        tokenizer_beside: Whether the ecosystem's stock tools look for the tokenizer in the
+            artifact's own folder.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Backend(Protocol):
     extra: str
     precisions: tuple[str, ...]
     packages: tuple[str, ...]
+    tokenizer_beside: bool
 
     def lower(self, model: nn.Module, family: Family, spec: ExportSpec, out: Path) -> Lowered:
         """Write the artifact of ``model`` (eager, fp32, on the CPU) into the directory ``out``."""

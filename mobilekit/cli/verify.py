@@ -37,7 +37,12 @@ def main(
 
     opened = open_bundle(bundle)
     records = export.verify(opened, checkpoint=_checkpoint(opened.root, model), only=artifact)
-    failed = [name for name, record in records.items() if record.passed is False]
+    ran_at_export = {item.id: item.parity.executed for item in opened.manifest.artifacts}
+    failed = [
+        name
+        for name, record in records.items()
+        if record.passed is False or (ran_at_export[name] and not record.executed)
+    ]
     return Answer(
         {name: record.model_dump(mode="json") for name, record in records.items()},
         headers=("artifact", *PARITY_HEADERS),

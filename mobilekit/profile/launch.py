@@ -49,7 +49,7 @@ def run_worker(
         with log.open("wb") as sink:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", _MODULE, str(job_path)],  # -P: no code from the cwd
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # its end tells the worker that this process is gone
                 stdout=sink,
                 stderr=subprocess.STDOUT,
                 env=_environment(job.threads),
@@ -58,6 +58,8 @@ def run_worker(
             _watch(process, Path(job.ticks), on_tick)
         finally:
             _stop(process)
+            if process.stdin is not None:
+                process.stdin.close()
         if process.returncode != 0 or not Path(job.outcome).is_file():
             raise _crash(name, process.returncode, log)
         log.unlink(missing_ok=True)

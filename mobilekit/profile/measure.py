@@ -65,9 +65,10 @@ def measure(open_runtime: Callable[[], TokenLogits], plan: Plan) -> Measurement:
     is_reset = plan.memory.reset()
     baseline = plan.memory.peak()
     runtime, cold = _cold_start(open_runtime)
+    loading = plan.memory.peak()
     for workload in plan.workloads:
         work.check_fits(workload, runtime.context_length)
-    measured = [_workload(runtime, workload, plan, baseline) for workload in plan.workloads]
+    measured = [_workload(runtime, w, plan, (baseline, loading)) for w in plan.workloads]
     records, drift = _energies(runtime, plan)
     measured = [
         item.model_copy(update={"energy": record})
@@ -89,8 +90,13 @@ def _cold_start(open_runtime: Callable[[], TokenLogits]) -> tuple[TokenLogits, t
 
 
 def _workload(
-    runtime: TokenLogits, workload: Workload, plan: Plan, baseline: int | None
+    runtime: TokenLogits,
+    workload: Workload,
+    plan: Plan,
+    earlier: tuple[int | None, int | None],
 ) -> Measured:
+    """Measure one workload; ``earlier`` is the memory before loading, and the peak of loading."""
+    is_reset = plan.memory.reset()  # so that no workload inherits the peak of the one before
     prompt, new = work.random_tokens(workload, runtime.vocab_size)
     for _ in range(plan.warmup):
         time_repetition(runtime, prompt, new, 0)
@@ -110,7 +116,7 @@ def _workload(
     return Measured(
         workload=workload.id,
         samples=tuple(samples),
-        memory=_memory_record(plan.memory, baseline),
+        memory=_memory_record(plan.memory, *earlier, is_reset=is_reset),
         rss_bytes=tuple(known) if len(known) == len(rss) else None,
         wait_share=wait_share,
         energy=energy.unavailable("not measured yet"),
@@ -160,12 +166,17 @@ def _share(before: int | None, after: int | None, elapsed: int) -> float | None:
     return None if before is None or after is None else (after - before) / max(elapsed, 1)
 
 
-def _memory_record(meter: MemoryMeter, baseline: int | None) -> MemoryRecord:
+def _memory_record(
+    meter: MemoryMeter, baseline: int | None, loading: int | None, *, is_reset: bool
+) -> MemoryRecord:
+    """Return the peak of loading the model and of this workload, whichever is larger."""
+    peaks = [peak for peak in (loading, meter.peak()) if peak is not None]
+    inherited = "the counter cannot be reset: the peak is that of all workloads so far"
     return MemoryRecord(
         counter=meter.counter,
-        peak_bytes=meter.peak(),
+        peak_bytes=max(peaks, default=None),
         baseline_bytes=baseline,
-        reason=meter.reason,
+        reason=meter.reason or (None if is_reset else inherited),
     )
 
 

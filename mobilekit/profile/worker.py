@@ -13,6 +13,7 @@ from typing import Any
 
 from mobilekit.core.errors import MobileKitError, NotExecutableError
 from mobilekit.core.files import atomic_write_json, read_json
+from mobilekit.core.processes import end_with_parent
 from mobilekit.runtime import TokenLogits
 
 from . import workloads
@@ -24,6 +25,7 @@ from .opening import imported_libraries, prepare
 def main(job_path: str) -> int:
     """Do one job; expected errors go into the outcome, a crash leaves none."""
     job = Job.parse(read_json(Path(job_path)), job_path)
+    end_with_parent()
     try:
         outcome = profile(job)
     except MobileKitError as error:

@@ -9,7 +9,7 @@ import weakref
 import zipfile
 import zlib
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from mobilekit.core.errors import InvalidInputError, UsageError
 from mobilekit.core.files import read_json, safe_join, sha256_file, writing
@@ -57,7 +57,7 @@ class Bundle:
         """
         for record in artifact.files:
             self.check(record)
-        return entry_point(self.path(artifact.files[0]))
+        return entry_point(self.root, artifact.files[0].path)
 
     def check(self, record: FileRecord) -> Path:
         """Return the path of a file whose size and SHA-256 are as the manifest says.
@@ -82,15 +82,20 @@ class Bundle:
 
     def check_all(self) -> None:
         """Check every file that the manifest names."""
-        artifacts = [record for item in self.manifest.artifacts for record in item.files]
-        vectors = [self.manifest.vectors] if self.manifest.vectors else []
-        for record in [*artifacts, *self.manifest.tokenizer, *vectors]:
+        for record in self.manifest.all_files():
             self.check(record)
 
 
-def entry_point(first: Path) -> Path:
-    """Return what a runtime opens: the first file itself, or the package that it lies in."""
-    return next((p for p in first.parents if p.suffix == ".mlpackage"), first)
+def entry_point(root: Path, first: str) -> Path:
+    """Return what a runtime opens: an artifact's first file itself, or the package it lies in.
+
+    Args:
+        root: Directory that the path is relative to.
+        first: Path of the artifact's first file.
+    """
+    parts = PurePosixPath(first).parts
+    packages = [i for i, part in enumerate(parts) if part.endswith(".mlpackage")]
+    return root.joinpath(*parts[: packages[0] + 1 if packages else None])
 
 
 def open_bundle(source: str | Path) -> Bundle:
@@ -139,10 +144,7 @@ def _read_manifest(root: Path) -> Manifest:
             hint="Update MobileKit, or export the bundle with this version.",
         )
     manifest = Manifest.parse(data, str(root / MANIFEST_FILE))
-    for item in manifest.artifacts:
-        for record in item.files:
-            safe_join(root, record.path)
-    for record in [*manifest.tokenizer, *([manifest.vectors] if manifest.vectors else [])]:
+    for record in manifest.all_files():
         safe_join(root, record.path)
     return manifest
 

@@ -110,6 +110,9 @@ class ParityRecord(StrictModel):
     evaluator: str | None = Field(None, description="What ran it: a runtime, or 'mil-numpy'.")
     against_fp32: Deviation | None = None
     against_same: Deviation | None = None
+    program: Deviation | None = Field(
+        None, description="Of the float program that was lowered, from the checkpoint itself."
+    )
     greedy: GreedyRecord | None = None
     tolerance: Tolerance
     passed: bool | None = None
@@ -129,6 +132,9 @@ class Artifact(StrictModel):
     route: str = Field("own", description="Who made the graph: 'own' or another exporter's name.")
     runtime: RuntimeRequirement
     files: tuple[FileRecord, ...] = Field(min_length=1)
+    companions: tuple[FileRecord, ...] = Field(
+        (), description="Copies of tokenizer files that the ecosystem's own tools expect beside it."
+    )
     programs: dict[str, ProgramRecord]
     weights: WeightRecord
     parity: ParityRecord
@@ -160,6 +166,7 @@ class Manifest(StrictModel):
     loop: dict[str, Any] | None = None
     plans: tuple[dict[str, Any], ...] = ()
     licences: tuple[str, ...] = ()
+    licence_texts: tuple[FileRecord, ...] = ()
     recipe: dict[str, Any] | None = None
     provenance: dict[str, Any] = {}
 
@@ -170,6 +177,16 @@ class Manifest(StrictModel):
             if self.task == "causal-lm" and (type(value) is not int or value < 1):
                 raise ValueError(f"a whole number at model.{key}, 1 or more")
         return self
+
+    def all_files(self) -> list[FileRecord]:
+        """Return the record of every file that the bundle has beside the manifest."""
+        owned = [f for item in self.artifacts for f in (*item.files, *item.companions)]
+        return [
+            *owned,
+            *self.tokenizer,
+            *self.licence_texts,
+            *([self.vectors] if self.vectors else []),
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """Return the manifest as plain JSON values."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mobilekit.export.facts import model_facts
 from mobilekit.export.parity import verify
 from torch import nn
 
@@ -30,6 +31,9 @@ def checkpoint(
     mk.save(tiny_qwen3_moe, folder)
     shutil.copytree(byte_tokenizer, folder, dirs_exist_ok=True)
     (folder / "README.md").write_text("---\nlicense: cc0-1.0\n---\n# tiny\n")
+    (folder / "LICENSE").write_text("none")
+    (folder / "LICENSES").mkdir()
+    atomic_write_json(folder / "generation_config.json", {"eos_token_id": [0, 7]})
     return folder
 
 
@@ -49,20 +53,38 @@ def manifest_of(bundle: Path) -> Manifest:
     return open_bundle(bundle).manifest
 
 
+def test_a_config_may_leave_what_its_class_has_a_default_for(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    del config["max_position_embeddings"]
+    atomic_write_json(tmp_path / "config.json", config)
+    facts = model_facts(tmp_path)
+    assert facts.positions == 32768
+    assert facts.vocab_size == 256
+
+
 def test_the_manifest_tells_the_whole_story(bundle: Path, checkpoint: Path) -> None:
     manifest = manifest_of(bundle)
     assert (manifest.task, manifest.interface) == ("causal-lm", "token-logits/1")
     assert manifest.model["class"] == "Qwen3MoeForCausalLM"
     assert manifest.model["context_length"] == CONTEXT
     assert manifest.licences == ("cc0-1.0",)
+    assert [record.path for record in manifest.licence_texts] == ["licences/LICENSE"]
+    assert manifest.model["eos_token_ids"] == [0, 7]
+    genai = json.loads((bundle / "onnx-cpu-fp32" / "genai_config.json").read_text())
+    assert genai["model"]["eos_token_id"] == [0, 7]
+    beside = [record.path for record in manifest.artifacts[0].companions]
+    assert "onnx-cpu-fp32/tokenizer.json" in beside
+    assert manifest.artifacts[0].parity.program is not None
     assert manifest.provenance["checkpoint"] == mk.models.checkpoint_hash(checkpoint)
     (artifact,) = manifest.artifacts
     assert artifact.parity.passed is True
     assert artifact.parity.greedy is not None
     assert artifact.parity.greedy.different == 0
     files = {p.relative_to(bundle).as_posix() for p in bundle.rglob("*") if p.is_file()}
-    named = {record.path for record in (*artifact.files, *manifest.tokenizer)}
-    assert files == named | {"manifest.json", "vectors/parity.safetensors"}
+    named = [record.path for record in manifest.all_files()]
+    assert sorted(files) == sorted([*named, "manifest.json"])
 
 
 def test_the_artifact_answers_like_the_checkpoint(bundle: Path, tiny_qwen3_moe: nn.Module) -> None:

@@ -1,18 +1,25 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 from mobilekit.export import vectors as parity_vectors
-from mobilekit.export.parity import compare_greedy, deviation, measure
+from mobilekit.export.backends.base import ExportSpec
+from mobilekit.export.backends.onnx import ONNX
+from mobilekit.export.parity import PROGRAM_KL, compare_greedy, deviation, measure, within
+from mobilekit.export.precision import Precision
 from mobilekit.export.vectors import Answer, Vectors
+from mobilekit.export.worker import program_deviation
 from torch import nn
 
 from mobilekit.core.errors import InvalidInputError
+from mobilekit.models.families import Phase, Program, family_of
+from mobilekit.runtime.base import Logits, Tokens
 from mobilekit.runtime.generate import greedy
 from mobilekit.runtime.torch import TorchRuntime
-from mobilekit.schema.manifest import Tolerance
+from mobilekit.schema.manifest import Deviation, Tolerance
 
 PROMPTS = [[5, 6, 7], [9], [1, 2, 3, 4, 5, 6]]
 TIGHT = Tolerance(max_abs=1e-5, kl=1e-8, top1=1.0)
@@ -108,6 +115,70 @@ def test_near_ties_are_excused_and_counted(
     vectors, answer = planted(argmax, gaps)
     record = compare_greedy(vectors, answer, error=0.1)
     assert (record.equal, record.excused, record.different) == counts
+
+
+class Forgetful(TorchRuntime):
+    """Wrong wherever several tokens stand behind others, and in the last cache slot."""
+
+    def forward(self, tokens: Tokens, position: int) -> Logits:
+        logits = super().forward(tokens, position)
+        at_end = position + len(tokens) == self.context_length
+        return -logits if (position and len(tokens) > 1) or at_end else logits
+
+
+def test_a_long_prompt_reaches_every_slot_and_several_tokens_behind_others(
+    tiny_qwen3: nn.Module,
+) -> None:
+    prompt = np.random.default_rng(0).integers(0, 256, 57).tolist()
+    vectors = parity_vectors.record(TorchRuntime(tiny_qwen3), [[1], prompt], 8)
+    runtime = Forgetful(tiny_qwen3, context_length=64)
+    answer = parity_vectors.replay(runtime, vectors)
+    wrong = [tuple(step) for step in np.argwhere(answer.argmax != vectors.tokens).tolist()]
+    assert (1, 0) in wrong
+    assert (1, 7) in wrong
+    assert not [step for step in wrong if step[0] == 0]
+
+
+def test_an_excerpt_is_a_part_of_the_vectors(recorded: Vectors) -> None:
+    some = parity_vectors.excerpt(recorded, 2)
+    assert some.prompts == (recorded.prompts[0], recorded.prompts[-1])
+    assert np.array_equal(some.tokens, recorded.tokens[[0, -1], :2])
+    for (p, n), logits in zip(some.steps, some.eager.logits, strict=True):
+        whole = [0, len(recorded.prompts) - 1][p]
+        row = np.flatnonzero((recorded.steps == [whole, n]).all(axis=1))
+        assert np.array_equal(recorded.eager.logits[row[0]], logits)
+
+
+def test_a_program_that_is_not_the_model_fails_whatever_its_reference_says(
+    tiny_qwen3: nn.Module, recorded: Vectors
+) -> None:
+    """The artifact's own reference is made of the same program, so it cannot tell."""
+    family = family_of(tiny_qwen3)
+
+    def faulty(model: nn.Module, phase: Phase) -> Program:
+        program = family.program(model, phase)
+        norm = program.module.get_submodule("model.model.norm")
+        norm.weight = nn.Parameter(norm.weight * 1.1, requires_grad=False)  # type: ignore[operator]
+        return program
+
+    spec = ExportSpec(Precision("int8"), 64)
+    sound = program_deviation(ONNX, tiny_qwen3, family, spec, recorded)
+    assert sound.kl < PROGRAM_KL / 100
+    broken = dataclasses.replace(family, program=faulty)
+    assert program_deviation(ONNX, tiny_qwen3, broken, spec, recorded).kl > PROGRAM_KL
+
+
+def test_one_flip_is_no_fault_where_steps_are_few() -> None:
+    found = Deviation(reference="x", max_abs=0.001, kl=1e-6, top1=35 / 36)
+    bounds = Tolerance(max_abs=1.0, kl=1e-3, top1=0.98)
+    assert within(found, bounds, steps=36)
+    assert not within(found.model_copy(update={"top1": 34 / 36}), bounds, steps=36)
+
+
+def test_a_reference_that_is_not_finite_is_infinitely_far_too() -> None:
+    vectors, answer = planted([[0] * 3] * 2, [[1] * 3] * 2)
+    broken = Answer(answer.argmax, np.full((1, 4), np.nan, dtype=np.float32))
+    assert deviation("x", broken, answer).max_abs > 1e30
 
 
 def test_a_nan_logit_is_infinitely_far() -> None:

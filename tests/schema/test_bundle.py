@@ -157,9 +157,9 @@ def test_a_damaged_zip_is_refused(bundle: Path, tmp_path: Path) -> None:
 
 
 def test_entry_point_of_a_package_is_the_package() -> None:
-    first = Path("b/coreml/model.mlpackage/Manifest.json")
-    assert entry_point(first) == Path("b/coreml/model.mlpackage")
-    assert entry_point(Path("b/x/model.onnx")) == Path("b/x/model.onnx")
+    first = "coreml/model.mlpackage/Manifest.json"
+    assert entry_point(Path("b"), first) == Path("b/coreml/model.mlpackage")
+    assert entry_point(Path("b.mlpackage"), "x/model.onnx") == Path("b.mlpackage/x/model.onnx")
 
 
 def test_manifest_round_trip() -> None:

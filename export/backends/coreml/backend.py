@@ -33,6 +33,7 @@ class CoreMLBackend:
     backend: str = "mlprogram"
     extra: str = "coreml"
     precisions: tuple[str, ...] = tuple(SCHEMES)
+    tokenizer_beside: bool = False
     packages: tuple[str, ...] = ("coremltools", "torch", "transformers")
 
     def lower(self, model: nn.Module, family: Family, spec: ExportSpec, out: Path) -> Lowered:

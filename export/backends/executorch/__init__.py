@@ -36,6 +36,7 @@ class ExecutorchBackend:
     backend = "xnnpack"
     extra = "executorch"
     precisions: tuple[str, ...] = ("fp32", "int8")
+    tokenizer_beside: bool = False
     packages: tuple[str, ...] = ("executorch", "torchao", "torch", "transformers")
 
     def lower(self, model: nn.Module, family: Family, spec: ExportSpec, out: Path) -> Lowered:

@@ -26,6 +26,7 @@ class OnnxBackend:
     backend = "cpu"
     extra = "onnx"
     precisions = ("fp32", "int8")
+    tokenizer_beside = True  # onnxruntime-genai reads it there
     packages = ("onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch", "transformers")
 
     def lower(self, model: nn.Module, family: Family, spec: ExportSpec, out: Path) -> Lowered:

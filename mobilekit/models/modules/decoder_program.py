@@ -49,7 +49,10 @@ def decoder_program(
 def _check_attention(model: nn.Module) -> None:
     """Refuse what the programs' causal mask would get wrong beyond a window's length."""
     config: Any = model.config
-    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    listed = getattr(config, "layer_types", None)
+    kinds = set(listed or ()) - {"full_attention"}
+    if listed is None and getattr(config, "sliding_window", None) is not None:
+        kinds.add("sliding_attention")  # Qwen3-MoE has one window for all layers
     if kinds:
         raise UnsupportedModelError(
             f"{type(model).__name__} has layers of {', '.join(sorted(kinds))}, which cannot be "
