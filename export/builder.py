@@ -15,7 +15,7 @@ from mobilekit.core.files import atomic_directory
 from mobilekit.core.optional import require_distribution
 from mobilekit.core.suggest import did_you_mean
 from mobilekit.data.tokenizer import load_tokenizer
-from mobilekit.models import checkpoint_hash, load, require_tokenizer, resolve
+from mobilekit.models import checkpoint_hash, load, max_positions, require_tokenizer, resolve
 from mobilekit.models.families import Phase, StateForm, family_of
 from mobilekit.runtime.torch import TorchRuntime
 from mobilekit.schema.manifest import LayerPrecision, Manifest
@@ -126,12 +126,14 @@ def check_context(checkpoint: Path, context_length: int) -> None:
     Raises:
         UsageError: With both numbers.
     """
-    most = model_facts(checkpoint).positions
-    if not 8 <= context_length <= most:
+    most = max_positions(checkpoint)
+    if context_length < 8 or (most is not None and context_length > most):
+        room = "8 and more" if most is None else f"8 to {most}"
+        advice = "at least 8" if most is None else f"at most {most}"
         raise UsageError(
             f"context length {context_length} was asked for, but the model has positions for "
-            f"8 to {most}",
-            hint=f"Choose a --context-length of at most {most}.",
+            f"{room}",
+            hint=f"Choose a --context-length of {advice}.",
         )
 
 

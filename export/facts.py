@@ -19,7 +19,6 @@ class ModelFacts:
     """Sizes and special tokens of a language model.
 
     Attributes:
-        positions: Most positions that the model has.
         eos_token_ids: Every id that ends a text: those of the generation settings, which name
             more than the config for chat models, or the config's own.
     """
@@ -27,7 +26,6 @@ class ModelFacts:
     vocab_size: int
     hidden_size: int
     num_hidden_layers: int
-    positions: int
     bos_token_id: int | None
     pad_token_id: int | None
     eos_token_ids: tuple[int, ...]
@@ -51,7 +49,6 @@ def model_facts(checkpoint: Path) -> ModelFacts:
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
         num_hidden_layers=config.num_hidden_layers,
-        positions=config.max_position_embeddings,
         bos_token_id=token("bos_token_id"),
         pad_token_id=token("pad_token_id"),
         eos_token_ids=tuple(_listed(token("eos_token_id"))),

@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .checkpoint import describe, load, save
+    from .checkpoint import describe, load, max_positions, save
     from .inspect import (
         checkpoint_hash,
         embedded_path,
@@ -27,6 +27,7 @@ _PUBLIC = {
     "has_tokenizer": ".inspect",
     "licences": ".inspect",
     "load": ".checkpoint",
+    "max_positions": ".checkpoint",
     "provenance": ".lineage",
     "require_tokenizer": ".inspect",
     "resolve": ".inspect",
@@ -42,6 +43,7 @@ __all__ = [
     "has_tokenizer",
     "licences",
     "load",
+    "max_positions",
     "provenance",
     "require_tokenizer",
     "resolve",

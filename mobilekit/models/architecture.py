@@ -134,8 +134,10 @@ def filled(
                 f"weights of {path} cannot be read: {error}", hint="Copy the checkpoint again."
             ) from None
         tensors = {name: file.get_slice(name) for file in opened for name in file.keys()}  # noqa: SIM118 - no mapping
+        # "eager" where a class cannot use the fused kernel (capped scores, no attention at all)
+        attention = "sdpa" if cls._supports_sdpa else "eager"
         model: nn.Module = built.from_pretrained(
-            None, config=config, state_dict=tensors, dtype=dtype, attn_implementation="sdpa"
+            None, config=config, state_dict=tensors, dtype=dtype, attn_implementation=attention
         )
     model.__class__ = cls
     if untied_weights(skeleton, table):

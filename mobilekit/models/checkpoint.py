@@ -41,6 +41,7 @@ from .inspect import (
     resolve,
 )
 from .lineage import Provenance, provenance, record
+from .modules.rotary import rotary_limit
 from .weights import TensorEntry, stored_dtype, tensor_table
 
 
@@ -166,6 +167,22 @@ def describe(source: str | Path | nn.Module) -> dict[str, Any]:
         "active_parameters": facts["active_parameters"] + own,
         "weight_bytes": sum(entry.nbytes for entry in table.values()),
     }
+
+
+def max_positions(source: str | Path) -> int | None:
+    """Return how many positions a checkpoint's model has; ``None`` if its state has no length.
+
+    Where rotary frequencies change at some length, a program of the model ends there.
+
+    Raises:
+        InvalidInputError: If the config cannot be read.
+        UnsupportedModelError: If no family covers the class.
+    """
+    path = resolve(source)
+    raw = read_config(path)
+    _, config = architecture(path, class_name(path, raw), raw)
+    bounds = (getattr(config, "max_position_embeddings", None), rotary_limit(config))
+    return min((bound for bound in bounds if bound is not None), default=None)
 
 
 def stored_plans(path: Path) -> list[Plan]:

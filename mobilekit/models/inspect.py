@@ -46,6 +46,7 @@ TOKENIZER_FILES = (
 )
 # any of these alone is enough to make a tokenizer
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+_SPECIAL_FLOATS = ("Infinity", "-Infinity", "NaN")
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
@@ -102,7 +103,17 @@ def read_config(path: Path) -> dict[str, Any]:
             f"{path / CONFIG_FILE} holds a {type(data).__name__}, expected an object",
             hint="Restore the file from the original checkpoint.",
         )
-    return data
+    settings: dict[str, Any] = _with_floats(data)
+    return settings
+
+
+def _with_floats(value: Any) -> Any:
+    """Read what transformers writes for a float that JSON lacks: ``{"__float__": "Infinity"}``."""
+    if isinstance(value, dict):
+        if value.keys() == {"__float__"} and value["__float__"] in _SPECIAL_FLOATS:
+            return float(value["__float__"])
+        return {key: _with_floats(item) for key, item in value.items()}
+    return [_with_floats(item) for item in value] if isinstance(value, list) else value
 
 
 def class_name(path: Path, config: dict[str, Any]) -> str:

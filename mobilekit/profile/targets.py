@@ -17,7 +17,7 @@ from mobilekit.schema.manifest import Artifact, TensorSpec
 from mobilekit.schema.result import ArtifactRef
 
 INTERFACE = "token-logits/1"
-_PAST = "past_key_values."
+_PAST = "past_"
 
 
 @dataclass(frozen=True)
@@ -133,10 +133,10 @@ def _checkpoint(source: str | Path, artifacts: Sequence[str] | None, label: str 
 
 
 def state_bytes(item: Artifact, context_length: int) -> int | None:
-    """Return the bytes of an artifact's KV cache at full length, of its largest program.
+    """Return the bytes of an artifact's state at full length, of its largest program.
 
-    The cache is what a program lists as states, or takes as ``past_key_values`` inputs; their
-    free dimension is the length. ``None`` where a manifest lists neither, or an unknown dtype.
+    That is what a program lists as states, or takes as ``past_…`` inputs; the free dimension of a
+    key-value cache is the length. ``None`` where a manifest lists neither, or an unknown dtype.
     """
     sizes = []
     for program in item.programs.values():

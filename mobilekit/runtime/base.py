@@ -35,13 +35,15 @@ class TokenLogits(Protocol):
         """Run ``tokens`` (S,), which stand at ``position`` and after it.
 
         Positions follow on from the calls since ``reset``; going back to an earlier position
-        discards what was after it.
+        discards what was after it. A running state, which has no positions, can only go back to
+        the first.
 
         Returns:
             Logits of the last token, shape (V,), float32.
 
         Raises:
-            UsageError: If ``position + S`` exceeds the context length, or there is no token.
+            UsageError: If ``position + S`` exceeds the context length, there is no token, or the
+                state cannot go on from ``position``.
         """
 
 
@@ -66,4 +68,28 @@ def check_span(count: int, position: int, context_length: int) -> None:
             f"{count} tokens at position {position} do not fit the exported context of "
             f"{context_length}",
             hint="Shorten the prompt, or export with a larger --context-length.",
+        )
+
+
+def check_follows(position: int, held: int, *, is_recurrent: bool) -> None:
+    """Refuse a position that the state cannot go on from.
+
+    Args:
+        position: Where the next token stands.
+        held: Tokens that the state has seen.
+        is_recurrent: Whether it is a running state, which holds for its last token only.
+
+    Raises:
+        UsageError: If there is a gap, or a running state would have to go back.
+    """
+    if position > held:
+        raise UsageError(
+            f"position {position} was given, but the cache holds {held} tokens",
+            hint="Give the tokens in order, from position 0 after a reset.",
+        )
+    if is_recurrent and 0 < position < held:
+        raise UsageError(
+            f"position {position} was given after {held} tokens, but this model keeps a running "
+            "state, which cannot go back",
+            hint=f"Go on at position {held}, or start again at 0.",
         )

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .base import Logits, Tokens, check_span
+from .base import Logits, Tokens, check_follows, check_span
 
 
 class ProgramModule(Protocol):
-    """What the wrapped module must be able to do (``ResidentDecoder``, quantized or not)."""
+    """What the wrapped module must be able to do (``ResidentDecoder``, quantized or not).
+
+    One that has a module with a true ``is_recurrent`` in it keeps a running state.
+    """
 
     def __call__(self, tokens: Tensor, input_pos: Tensor) -> Tensor:
         """Take tokens (1, S) and input_pos (1,), int64; give the last logits, (1, 1, V)."""
 
     def reset(self) -> None:
         """Set the cache to zero."""
+
+    def modules(self) -> Iterator[nn.Module]:
+        """Give the module itself and all that are in it."""
 
 
 class EagerProgram:
@@ -46,17 +53,21 @@ class EagerProgram:
         self.context_length = context_length
         self.vocab_size = vocab_size
         self.name = name
+        self._is_recurrent = any(getattr(m, "is_recurrent", False) for m in module.modules())
         self.reset()
 
     @torch.no_grad()  # not inference mode: the buffers must stay usable outside of it
     def reset(self) -> None:
         """Forget everything."""
         self.module.reset()
+        self._held = 0
 
     @torch.no_grad()
     def forward(self, tokens: Tokens, position: int) -> Logits:
         """Return the logits of the last token, shape (V,), float32."""
         check_span(len(tokens), position, self.context_length)
+        check_follows(position, self._held, is_recurrent=self._is_recurrent)
         ids = torch.from_numpy(np.ascontiguousarray(tokens, dtype=np.int64))[None]
         logits = self.module(ids, torch.tensor([position]))
+        self._held = position + len(tokens)
         return logits[0, -1].float().numpy()

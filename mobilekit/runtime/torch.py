@@ -1,4 +1,4 @@
-"""A torch checkpoint as a runtime: the model's own forward and its own cache."""
+"""A torch checkpoint as a runtime: the model's own forward, over a cache that can go back."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ import torch
 from torch import nn
 from transformers.cache_utils import DynamicCache
 
+from mobilekit.models.families import family_of
 from mobilekit.models.modules.cache import cache_argument
 
-from .base import Logits, Tokens, check_span
+from .base import Logits, Tokens, check_follows, check_span
+
+_ENDLESS = 1 << 20  # positions to offer where the model sets no bound
 
 
 class TorchRuntime:
@@ -19,7 +22,8 @@ class TorchRuntime:
 
     Args:
         model: The model, in any dtype, on any device.
-        context_length: Most positions to accept; the config's own where ``None``.
+        context_length: Most positions to accept; the config's own where ``None``, and 2^20 for a
+            model whose running state has no length.
     """
 
     name = "torch"
@@ -29,27 +33,37 @@ class TorchRuntime:
         self.model: Any = model.eval()
         config: Any = model.config
         self.vocab_size: int = config.vocab_size
-        self.context_length: int = context_length or config.max_position_embeddings
+        most = getattr(config, "max_position_embeddings", _ENDLESS)
+        self.context_length: int = context_length or most
+        self._is_recurrent = family_of(model).is_recurrent
         self.reset()
 
     def reset(self) -> None:
         """Forget everything."""
-        self._cache = DynamicCache(config=self.model.config)
+        self._held = 0
+        # without a config every layer keeps all positions, since a window cannot be gone back from
+        self._cache = DynamicCache(config=self.model.config if self._is_recurrent else None)
 
     @torch.inference_mode()
     def forward(self, tokens: Tokens, position: int) -> Logits:
         """Return the logits of the last token, shape (V,), float32."""
         check_span(len(tokens), position, self.context_length)
-        held = int(self._cache.get_seq_length())
-        if position < held:
-            self._cache.crop(position - held)  # a negative count: so many positions go
+        self._go_to(position)
         output = self.model(
             input_ids=self._ids(tokens),
             use_cache=True,
             logits_to_keep=1,
             **cache_argument(self.model, self._cache),
         )
+        self._held = position + len(tokens)
         return self._numpy(output.logits[0, -1])
+
+    def _go_to(self, position: int) -> None:
+        check_follows(position, self._held, is_recurrent=self._is_recurrent)
+        if position == 0:
+            self.reset()
+        elif position < self._held:
+            self._cache.crop(position - self._held)  # a negative count: so many positions go
 
     @torch.inference_mode()
     def full_logits(self, tokens: Tokens) -> Logits:

@@ -20,7 +20,7 @@ from mobilekit.schema.plan import Plan, read_plans
 
 IDS = torch.arange(9, 33).reshape(2, 12)
 # fixture of a tiny model -> its family
-MODELS = {"tiny_qwen3": "qwen3", "tiny_qwen3_moe": "qwen3_moe"}
+MODELS = {"tiny_qwen3": "qwen3", "tiny_qwen3_moe": "qwen3_moe", "tiny_olmoe": "olmoe"}
 # settings under which each method is held to the contract; a new method adds its line
 SETTINGS: dict[str, list[dict[str, Any]]] = {
     "aimer": [{"variant": v, "sparsity": 0.375} for v in ("aimer", "random", "magnitude")],

@@ -17,6 +17,7 @@ from torch import nn
 import mobilekit as mk
 from mobilekit.core.errors import CheckFailedError, MobileKitError
 from mobilekit.core.files import atomic_write_json, sha256_file
+from mobilekit.models import max_positions
 from mobilekit.schema.bundle import open_bundle
 from mobilekit.schema.manifest import Manifest
 
@@ -60,7 +61,7 @@ def test_a_config_may_leave_what_its_class_has_a_default_for(
     del config["max_position_embeddings"]
     atomic_write_json(tmp_path / "config.json", config)
     facts = model_facts(tmp_path)
-    assert facts.positions == 32768
+    assert max_positions(tmp_path) == 32768
     assert facts.vocab_size == 256
 
 

@@ -14,6 +14,14 @@ if TYPE_CHECKING:
     from torch import nn
 
 FAMILIES: Registry[Family] = Registry("family")
+FAMILIES.register("gemma2", "mobilekit.models.families.gemma2:GEMMA2")
+FAMILIES.register("gemma3", "mobilekit.models.families.gemma3:GEMMA3")
+FAMILIES.register("llama", "mobilekit.models.families.llama:LLAMA")
+FAMILIES.register("mamba2", "mobilekit.models.families.mamba2:MAMBA2")
+FAMILIES.register("mistral", "mobilekit.models.families.mistral:MISTRAL")
+FAMILIES.register("olmoe", "mobilekit.models.families.olmoe:OLMOE")
+FAMILIES.register("phi3", "mobilekit.models.families.phi3:PHI3")
+FAMILIES.register("qwen2", "mobilekit.models.families.qwen2:QWEN2")
 FAMILIES.register("qwen3", "mobilekit.models.families.qwen3:QWEN3")
 FAMILIES.register("qwen3_moe", "mobilekit.models.families.qwen3_moe:QWEN3_MOE")
 

@@ -126,6 +126,8 @@ class Family:
         units_of: For each kind of unit, the function that lists its groups, layer by layer.
         set_count: For each kind, the function that writes the new uniform count into the config.
         program: Builds the module to capture for a phase.
+        is_recurrent: Whether the state is a running one: programs then take one token a call, and
+            cannot go back to an earlier position but the first.
     """
 
     name: str
@@ -134,6 +136,7 @@ class Family:
     program: Callable[[nn.Module, Phase], Program]
     units_of: Mapping[str, Callable[[nn.Module], list[UnitGroup]]] = field(default_factory=dict)
     set_count: Mapping[str, Callable[[Any, int], None]] = field(default_factory=dict)
+    is_recurrent: bool = False
 
     KINDS: ClassVar[tuple[str, ...]] = ("expert", "head", "channel", "block", "ssm", "image_token")
 

@@ -35,10 +35,11 @@ class DelegatedCache(Cache):
         return 0
 
 
-def cache_argument(model: nn.Module, cache: Cache) -> dict[str, Cache]:
-    """Return ``cache`` under the name that the model's forward takes it by.
+def cache_argument(module: nn.Module, cache: object) -> dict[str, Any]:
+    """Return ``cache`` under the name that the module's forward takes it by.
 
-    transformers 5.24 renamed ``past_key_values`` to ``cache``.
+    transformers 5.24 renamed ``past_key_values``, and Mamba's ``cache_params``, to ``cache``.
     """
-    taken = inspect.signature(model.forward).parameters
-    return {"cache" if "cache" in taken else "past_key_values": cache}
+    taken = inspect.signature(module.forward).parameters
+    name = next(n for n in ("cache", "past_key_values", "cache_params") if n in taken)
+    return {name: cache}

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from mobilekit.core.errors import UnsupportedModelError
 from mobilekit.schema.manifest import TensorSpec
 
+from .attention import choose_attention_
+from .copies import shallow_copy
 from .decoders import ArithmeticDecoder, DecoderProgram, ExplicitDecoder, ResidentDecoder
+from .rotary import prepare_rotary_
+from .scaled_embedding import ScaledEmbedding
 
 if TYPE_CHECKING:
     from mobilekit.models.families.base import Phase, Program
@@ -32,12 +34,13 @@ def decoder_program(
         The program; its weights are shared with ``model`` except in replaced modules.
 
     Raises:
-        UnsupportedModelError: If a layer attends to a sliding window.
+        UnsupportedModelError: If a layer attends in a way that no mask of ours describes.
+        UsageError: If the model's positions do not hold for the context length.
     """
     from mobilekit.models.families.base import StateForm
 
-    _check_attention(model)
-    body = _shallow_copy(model, replaced or {})
+    body: Any = shallow_copy(model, replaced)
+    _prepare_(body, phase.context_length)
     build = {
         StateForm.RESIDENT: _resident,
         StateForm.EXPLICIT: _explicit,
@@ -46,30 +49,12 @@ def decoder_program(
     return build[phase.state](body, phase)
 
 
-def _check_attention(model: nn.Module) -> None:
-    """Refuse what the programs' causal mask would get wrong beyond a window's length."""
-    config: Any = model.config
-    listed = getattr(config, "layer_types", None)
-    kinds = set(listed or ()) - {"full_attention"}
-    if listed is None and getattr(config, "sliding_window", None) is not None:
-        kinds.add("sliding_attention")  # Qwen3-MoE has one window for all layers
-    if kinds:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} has layers of {', '.join(sorted(kinds))}, which cannot be "
-            "exported",
-            hint="Export a model whose layers all have full attention (use_sliding_window false).",
-        )
-
-
-def _shallow_copy(model: nn.Module, replaced: Mapping[str, nn.Module]) -> nn.Module:
-    """Copy the module tree but share every tensor, then swap in the replacements."""
-    owned: dict[int, object] = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    for path in replaced:  # what is replaced need not be copied at all
-        owned.update({id(m): m for m in model.get_submodule(path).modules()})
-    body = copy.deepcopy(model, memo=owned)
-    for path, module in replaced.items():
-        body.set_submodule(path, module)
-    return body.eval().requires_grad_(False)
+def _prepare_(body: Any, context_length: int) -> None:
+    """Put into a private copy what captures and quantizes as it must."""
+    choose_attention_(body)
+    prepare_rotary_(body.model, context_length)
+    if hasattr(body.model.embed_tokens, "scalar_embed_scale"):
+        body.model.embed_tokens = ScaledEmbedding(body.model.embed_tokens)
 
 
 def _layers(program: DecoderProgram) -> tuple[str, ...]:
@@ -81,9 +66,12 @@ def _dtype(program: DecoderProgram) -> str:
 
 
 def _state_specs(program: DecoderProgram) -> tuple[TensorSpec, ...]:
-    names = [f"{kind}{layer}" for layer in range(program.num_layers) for kind in "kv"]
     dtype = _dtype(program)
-    return tuple(TensorSpec(name=n, dtype=dtype, shape=program.cache_shape) for n in names)
+    return tuple(
+        TensorSpec(name=f"{kind}{layer}", dtype=dtype, shape=shape)
+        for layer, shape in enumerate(program.cache_shapes)
+        for kind in "kv"
+    )
 
 
 def _logit_spec(program: DecoderProgram) -> TensorSpec:
@@ -121,10 +109,11 @@ def _explicit(model: nn.Module, phase: Phase) -> Program:
 
     module = ExplicitDecoder(model, phase.context_length)
     length, past = 3, 2
-    _, heads, _, head_dim = module.cache_shape
     dtype = next(model.parameters()).dtype
     cache = [
-        torch.zeros(1, heads, past, head_dim, dtype=dtype) for _ in range(2 * module.num_layers)
+        torch.zeros(1, heads, past, head_dim, dtype=dtype)
+        for _, heads, _, head_dim in module.cache_shapes
+        for _ in "kv"
     ]
     example = (
         torch.ones(1, length, dtype=torch.long),
@@ -140,12 +129,16 @@ def _explicit(model: nn.Module, phase: Phase) -> Program:
         "position_ids": {1: seq},
         "past": [{2: held}] * len(cache),
     }
-    names = [f"{layer}.{kind}" for layer in range(module.num_layers) for kind in ("key", "value")]
     text = _dtype(module)
 
     def specs(prefix: str, axis: str) -> tuple[TensorSpec, ...]:
-        shape = (1, heads, axis, head_dim)
-        return tuple(TensorSpec(name=f"{prefix}.{n}", dtype=text, shape=shape) for n in names)
+        return tuple(
+            TensorSpec(
+                name=f"{prefix}.{layer}.{kind}", dtype=text, shape=(1, heads, axis, head_dim)
+            )
+            for layer, (_, heads, _, head_dim) in enumerate(module.cache_shapes)
+            for kind in ("key", "value")
+        )
 
     return Program(
         module=module,

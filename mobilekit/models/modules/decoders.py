@@ -7,18 +7,23 @@ last position only: nothing else is needed to generate, and a large vocabulary i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .attention import MASKED, attention_windows, key_value_heads
 from .cache import DelegatedCache, Update, cache_argument
 
-_MASKED = -1e4  # representable in fp16, and far below any attention score
+Visible = Callable[[int | None], Tensor]  # window (None: full attention) -> mask (1, 1, S, T)
 
 
 class DecoderProgram(nn.Module):
-    """Common ground of the three forms: the model and the shape of its cache.
+    """Common ground of the three forms: the model, the shapes of its cache, its masks.
+
+    A layer with a sliding window has a cache of the whole context like any other: its mask hides
+    what lies before the window. That costs memory, and lets every form go back to any position.
 
     Args:
         model: A ``transformers`` decoder LM in eval mode.
@@ -30,18 +35,21 @@ class DecoderProgram(nn.Module):
         self.model = model
         config: Any = model.config
         self.context_length = context_length
-        self.num_layers: int = config.num_hidden_layers
         self.vocab_size: int = config.vocab_size
-        heads: int = config.num_key_value_heads
-        head_dim = getattr(config, "head_dim", None)
-        head_dim = head_dim or config.hidden_size // config.num_attention_heads
-        self.cache_shape = (1, heads, context_length, head_dim)  # (B, H, T, Dh)
+        layers: Any = model.get_submodule("model.layers")
+        self.num_layers = len(layers)
+        self.cache_shapes = tuple(  # (B, H, T, Dh), layer by layer
+            (1, key_value_heads(layer.self_attn), context_length, int(layer.self_attn.head_dim))
+            for layer in layers
+        )
+        self.windows = attention_windows(model)
 
-    def logits(self, tokens: Tensor, positions: Tensor, mask: Tensor, update: Update) -> Tensor:
+    def logits(self, tokens: Tensor, positions: Tensor, visible: Visible, update: Update) -> Tensor:
         """Return the last position's logits, shape (1, 1, V)."""
+        masks = {kind: visible(window) for kind, window in self.windows.items()}
         output = self.model(
             input_ids=tokens,
-            attention_mask=mask,
+            attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
             position_ids=positions,
             use_cache=True,
             logits_to_keep=1,
@@ -51,15 +59,20 @@ class DecoderProgram(nn.Module):
 
     def _register_cache(self) -> None:
         dtype = next(self.model.parameters()).dtype
-        for layer in range(self.num_layers):
+        for layer, shape in enumerate(self.cache_shapes):
             for name in (f"k{layer}", f"v{layer}"):
-                self.register_buffer(name, torch.zeros(self.cache_shape, dtype=dtype))
+                self.register_buffer(name, torch.zeros(shape, dtype=dtype))
 
     def reset(self) -> None:
         """Set every cache buffer to zero."""
         for buffer in self.buffers(recurse=False):
-            if buffer.shape == torch.Size(self.cache_shape):
-                buffer.zero_()
+            buffer.zero_()
+
+
+def _visible(slots: Tensor, positions: Tensor, window: int | None) -> Tensor:
+    """Return which of the cache's slots (T,) the tokens at ``positions`` (S,) see, (S, T) bool."""
+    causal = slots[None, :] <= positions[:, None]
+    return causal if window is None else causal & (slots[None, :] > positions[:, None] - window)
 
 
 class ResidentDecoder(DecoderProgram):
@@ -73,7 +86,9 @@ class ResidentDecoder(DecoderProgram):
         """Return the last position's logits, shape (1, 1, V)."""
         positions = input_pos + torch.arange(tokens.shape[1], device=tokens.device)  # (S,)
         slots = torch.arange(self.context_length, device=tokens.device)
-        mask = (slots[None, :] <= positions[:, None])[None, None]  # (1, 1, S, T)
+
+        def visible(window: int | None) -> Tensor:
+            return _visible(slots, positions, window)[None, None]
 
         def update(layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
             keys, values = getattr(self, f"k{layer}"), getattr(self, f"v{layer}")
@@ -81,7 +96,7 @@ class ResidentDecoder(DecoderProgram):
             values.index_copy_(2, positions, value)
             return keys, values
 
-        return self.logits(tokens, positions[None], mask, update)
+        return self.logits(tokens, positions[None], visible, update)
 
 
 class ExplicitDecoder(DecoderProgram):
@@ -98,9 +113,11 @@ class ExplicitDecoder(DecoderProgram):
         length, total = input_ids.shape[1], attention_mask.shape[1]
         slots = torch.arange(total, device=input_ids.device)
         rows = torch.arange(length, device=input_ids.device) + (total - length)
-        causal = slots[None, :] <= rows[:, None]  # (S, P + S)
-        mask = (causal[None] & (attention_mask[:, None, :] != 0))[:, None]  # (1, 1, S, P + S)
         present: list[Tensor] = []
+
+        def visible(window: int | None) -> Tensor:
+            seen = _visible(slots, rows, window)  # (S, P + S)
+            return (seen[None] & (attention_mask[:, None, :] != 0))[:, None]
 
         def update(layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
             keys = torch.cat([past[2 * layer], key], dim=2)
@@ -108,7 +125,7 @@ class ExplicitDecoder(DecoderProgram):
             present.extend((keys, values))
             return keys, values
 
-        return self.logits(input_ids, position_ids, mask, update), present
+        return self.logits(input_ids, position_ids, visible, update), present
 
 
 class ArithmeticDecoder(DecoderProgram):
@@ -126,11 +143,13 @@ class ArithmeticDecoder(DecoderProgram):
         offsets = torch.arange(input_ids.shape[1], dtype=torch.int32, device=input_ids.device)
         positions = input_pos + offsets  # (S,)
         slots = torch.arange(self.context_length, dtype=torch.int32, device=input_ids.device)
-        visible = slots[None, :] <= positions[:, None]
-        # additive, (1, 1, S, T); torch.where would leave two constants of that size in the file
-        mask = ((visible.to(torch.float32) - 1.0) * -_MASKED)[None, None]
-        written = (slots[None, :] == positions[:, None]).to(mask.dtype)  # (S, T), one-hot rows
+        written = (slots[None, :] == positions[:, None]).to(torch.float32)  # (S, T), one-hot rows
         kept = 1.0 - written.sum(dim=0)[None, None, :, None]  # (1, 1, T, 1)
+
+        def visible(window: int | None) -> Tensor:
+            # additive; torch.where would leave two constants of that size in the file
+            seen = _visible(slots, positions, window).to(torch.float32)
+            return ((seen - 1.0) * MASKED)[None, None]
 
         def update(layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
             keys, values = getattr(self, f"k{layer}"), getattr(self, f"v{layer}")
@@ -138,4 +157,4 @@ class ArithmeticDecoder(DecoderProgram):
             values.mul_(kept).add_(torch.matmul(written.T, value))
             return keys, values
 
-        return self.logits(input_ids, positions[None], mask, update)
+        return self.logits(input_ids, positions[None], visible, update)

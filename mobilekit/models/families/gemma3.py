@@ -1,0 +1,14 @@
+"""Gemma 3 text decoders: a pattern of windows with a rotary base each, scaled embeddings."""
+
+from __future__ import annotations
+
+from mobilekit.models.modules.decoder_program import decoder_program
+
+from .base import Family
+
+GEMMA3 = Family(
+    name="gemma3",
+    classes=("Gemma3ForCausalLM",),
+    task="causal-lm",
+    program=decoder_program,
+)
