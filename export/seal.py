@@ -83,6 +83,7 @@ def _artifact(bundle: Path, name: str, job: Job, outcome: Outcome) -> Artifact:
         "seconds": lowered.seconds,
         "peak_rss_bytes": lowered.peak_rss_bytes,
         "cached": outcome.cached,
+        "worker_peak_rss_bytes": outcome.peak_rss_bytes,
     }
     return Artifact(
         id=name,
