@@ -26,6 +26,7 @@ COMMANDS = (
     "report",
     "methods",
     "devices",
+    "doctor",
 )
 
 # on import they warn about kernels and classes that nothing here uses

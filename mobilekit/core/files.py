@@ -137,6 +137,13 @@ def read_json(path: Path, *, max_bytes: int = 64 << 20) -> Any:
         ) from None
 
 
+def free_disk_bytes(path: Path) -> int:
+    """Return the bytes that may still be written at ``path``, or where it would be made."""
+    absolute = path.absolute()
+    nearest = next(p for p in (absolute, *absolute.parents) if p.exists())
+    return shutil.disk_usage(nearest).free
+
+
 def check_target(target: Path, *, replace: bool = False) -> None:
     """Check that a directory can be made at ``target``, before work whose result goes there.
 
