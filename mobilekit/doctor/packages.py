@@ -22,6 +22,7 @@ TESTED = {
     "onnx": "1.23.2",
     "onnxruntime": "1.32.0",
     "onnxscript": "0.7.2",
+    "optimum": "2.3.0",
     "packaging": "26.3",
     "pydantic": "2.14.4",
     "pyyaml": "6.0.4",
