@@ -25,6 +25,8 @@ COMMANDS = (
     "profile",
     "evaluate",
     "report",
+    "push",
+    "pull",
     "methods",
     "devices",
     "doctor",

@@ -80,11 +80,16 @@ class Bundle:
             )
         return path
 
-    def check_all(self) -> None:
-        """Check every file that the manifest names."""
+    @property
+    def records(self) -> list[FileRecord]:
+        """Every file that the manifest names."""
         artifacts = [record for item in self.manifest.artifacts for record in item.files]
         vectors = [self.manifest.vectors] if self.manifest.vectors else []
-        for record in [*artifacts, *self.manifest.tokenizer, *vectors]:
+        return [*artifacts, *self.manifest.tokenizer, *vectors]
+
+    def check_all(self) -> None:
+        """Check every file that the manifest names."""
+        for record in self.records:
             self.check(record)
 
 

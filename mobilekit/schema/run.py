@@ -25,7 +25,12 @@ class StepRecord(StrictModel):
     seconds: float = Field(ge=0, description="Wall time; of the look-up where cached.")
     cached: bool = False
     output: str | None = Field(None, description="Path relative to the run directory.")
-    peak_rss_bytes: int | None = Field(None, ge=0)
+    peak_rss_bytes: int | None = Field(
+        None, ge=0, description="Measured: of the run's own process, not of its workers."
+    )
+    estimated_peak_bytes: int | None = Field(
+        None, ge=0, description="Estimated before the run, for the same process."
+    )
 
 
 class ModelRecord(StrictModel):
