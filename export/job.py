@@ -53,4 +53,5 @@ class Outcome(StrictModel):
     lowered: LoweredRecord | None = None
     parity: ParityRecord | None = None
     cached: bool = False
+    peak_rss_bytes: int | None = Field(None, description="Of the worker, parity check included.")
     error: dict[str, str] | None = Field(None, description="kind, message and hint.")

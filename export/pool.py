@@ -53,6 +53,7 @@ def run_jobs(
             time.sleep(_POLL_SECONDS)
             for item in [r for r in running if r.process.poll() is not None]:
                 running.remove(item)
+                _close_pipe(item.process)
                 done[item.name] = _collect(item)
                 on_done(item.name, done[item.name])
     finally:
@@ -111,7 +112,14 @@ def _crash(item: _Running) -> MobileKitError:
     )
 
 
+def _close_pipe(process: subprocess.Popen[bytes]) -> None:
+    """Close our end of a worker's stdin; it holds nothing to be flushed."""
+    if process.stdin is not None:
+        process.stdin.close()
+
+
 def _stop(process: subprocess.Popen[bytes]) -> None:
+    _close_pipe(process)
     process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=5)

@@ -97,6 +97,7 @@ def _artifact(source: Path, bundle: Path, name: str, job: Job, outcome: Outcome)
         "seconds": lowered.seconds,
         "peak_rss_bytes": lowered.peak_rss_bytes,
         "cached": outcome.cached,
+        "worker_peak_rss_bytes": outcome.peak_rss_bytes,
     }
     return Artifact(
         id=name,

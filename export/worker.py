@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mobilekit.core.errors import InvalidInputError, MobileKitError, NotExecutableError
 from mobilekit.core.files import atomic_write, atomic_write_json, read_json
+from mobilekit.core.memory import peak_rss_bytes
 from mobilekit.core.processes import end_with_parent
 from mobilekit.runtime import RUNTIMES
 from mobilekit.schema.bundle import entry_point
@@ -55,7 +56,8 @@ def make(job: Job) -> Outcome:
     _check_unchanged(job)
     backend = BACKENDS.get(job.target)
     record, cached = lower(job, backend)
-    return Outcome(lowered=record, parity=_parity(job, record, backend), cached=cached)
+    parity = _parity(job, record, backend)
+    return Outcome(lowered=record, parity=parity, cached=cached, peak_rss_bytes=peak_rss_bytes())
 
 
 def _check_unchanged(job: Job) -> None:

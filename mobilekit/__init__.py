@@ -20,14 +20,19 @@ _PUBLIC = {
     "run": ("mobilekit.pipeline", "run"),
     "save": ("mobilekit.models", "save"),
 }
-_ROOMS = {"compress", "evaluate", "export", "models", "profile", "report", "runtime", "train"}
+_ROOMS = {
+    *("compress", "doctor", "evaluate", "export", "hub", "models", "profile", "report"),
+    *("runtime", "train"),
+}
 
 __all__ = [  # noqa: F822 - these names are resolved by __getattr__
     "__version__",
     "apply",
     "compress",
+    "doctor",
     "evaluate",
     "export",
+    "hub",
     "load",
     "models",
     "plan",

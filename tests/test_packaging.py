@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+REGISTRY = "optimum.commands.register"  # a namespace that several distributions share
 
 
 def _settings() -> dict[str, object]:
@@ -17,8 +18,15 @@ def test_every_package_is_listed() -> None:
         ".".join(p.parent.relative_to(ROOT).parts) for p in ROOT.glob("mobilekit/**/__init__.py")
     }
     export = {p.parent.relative_to(ROOT).parts for p in ROOT.glob("export/**/__init__.py")}
-    expected = here | {".".join(("mobilekit", *parts)) for parts in export}
+    expected = here | {".".join(("mobilekit", *parts)) for parts in export} | {REGISTRY}
     assert set(_settings()["packages"]) == expected  # type: ignore[call-overload]
+
+
+def test_optimums_namespace_gets_one_file_and_stays_a_namespace() -> None:
+    folders = _settings()["package-dir"]
+    assert isinstance(folders, dict)
+    shipped = ROOT / folders[REGISTRY]
+    assert [path.name for path in shipped.glob("*.py")] == ["register_mobilekit.py"]
 
 
 def test_every_data_file_is_package_data() -> None:

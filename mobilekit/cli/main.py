@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import sys
+from collections.abc import Sequence
 
 import typer
 
@@ -24,8 +25,11 @@ COMMANDS = (
     "profile",
     "evaluate",
     "report",
+    "push",
+    "pull",
     "methods",
     "devices",
+    "doctor",
 )
 
 # on import they warn about kernels and classes that nothing here uses
@@ -75,17 +79,22 @@ def _explain_usage(error: typer.TyperException) -> None:
     )
 
 
-def main() -> None:
-    """Run the command line and exit."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit.
+
+    Args:
+        arguments: Command and options; those of the process where ``None``.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        sys.exit(build_app()(standalone_mode=False))
+        sys.exit(build_app()(given, standalone_mode=False))
     except typer.TyperException as error:
         _explain_usage(error)
         sys.exit(error.exit_code)
     except MobileKitError as error:
-        if "--debug" in sys.argv:
+        if "--debug" in given:
             raise
         console.error(error.message, error.hint)
         sys.exit(error.exit_code)
@@ -94,13 +103,13 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        if "--debug" in sys.argv:
+        if "--debug" in given:
             raise
         where = f" ({error.filename})" if error.filename else ""
         console.error(f"{error.strerror or error}{where}", "Check the path, space and permissions.")
         sys.exit(2)
     except Exception as error:
-        if "--debug" in sys.argv:
+        if "--debug" in given:
             raise
         what = " ".join(str(error).split())[:200]
         console.error(

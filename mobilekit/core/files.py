@@ -149,6 +149,22 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+def free_disk_bytes(path: Path) -> int:
+    """Return the bytes that may still be written at ``path``, or where it would be made."""
+    return shutil.disk_usage(_nearest(path)).free
+
+
+def device_of(path: Path) -> int:
+    """Return the id of the file system that ``path`` is on, or would be made on."""
+    return _nearest(path).stat().st_dev
+
+
+def _nearest(path: Path) -> Path:
+    """Return ``path``, or the nearest of its parents that exists."""
+    absolute = path.absolute()
+    return next(p for p in (absolute, *absolute.parents) if p.exists())
+
+
 def check_target(target: Path, *, replace: bool = False) -> None:
     """Check that a directory can be made at ``target``, before work whose result goes there.
 

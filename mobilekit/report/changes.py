@@ -16,7 +16,14 @@ from .maps import ExpertRow, heatmap
 from .numbers import MISSING, finite, percent, seconds, significant, size
 from .tables import Cell, Table, num, plain, table
 
-_STEP_COLUMNS = ("Step", "What it did", "Time", "Peak RSS so far", "Output")
+_STEP_COLUMNS = (
+    *("Step", "What it did", "Time", "Peak RSS, measured", "Peak RSS, estimated"),
+    "Output",
+)
+_WORKER_COLUMNS = (
+    *("Artifact", "Lowering took", "Peak RSS, measured", "Peak RSS, estimated"),
+    "What the worker did",
+)
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,7 @@ class Changes:
 
     steps: Table | None
     every_step: Table | None
+    workers: Table | None
     methods: tuple[MethodNote, ...]
     recovery: tuple[tuple[str, str], ...]
     curve: str | None
@@ -52,6 +60,7 @@ def changes(evidence: Evidence) -> Changes:
     return Changes(
         steps=_steps(run)[0],
         every_step=_steps(run)[1],
+        workers=_workers(evidence.manifest),
         methods=tuple(_method(plan) for plan in evidence.plans),
         recovery=_recovery(run),
         curve=curve(
@@ -62,7 +71,7 @@ def changes(evidence: Evidence) -> Changes:
         )
         if record is not None and record.curve
         else None,
-        weights=_weights(evidence.manifest),
+        weights=weights_table(evidence.manifest),
     )
 
 
@@ -84,11 +93,26 @@ def _step_row(group: Sequence[StepRecord]) -> list[Cell | str]:
     detail = group[0].detail if len(group) == 1 else f"{len(group)} parts"
     if 0 < len(fresh) < len(group):
         detail += f", {len(group) - len(fresh)} from cache"
-    peaks = [step.peak_rss_bytes for step in group if step.peak_rss_bytes is not None]
+    measured = [step.peak_rss_bytes for step in group if step.peak_rss_bytes is not None]
+    estimated = [s.estimated_peak_bytes for s in group if s.estimated_peak_bytes is not None]
     outputs = {(step.output or MISSING).partition("/")[0] for step in group}
     output = group[0].output if len(group) == 1 else ", ".join(sorted(outputs))
-    peak = num(size(max(peaks, default=None)))
-    return [group[0].name, detail or MISSING, time, peak, Cell(output or MISSING, "short")]
+    peaks = [num(size(max(found, default=None))) for found in (measured, estimated)]
+    return [group[0].name, detail or MISSING, time, *peaks, Cell(output or MISSING, "short")]
+
+
+def _workers(manifest: Manifest | None) -> Table | None:
+    """Return each export worker's own peak beside its estimate, where the manifest has them."""
+    rows: list[list[Cell | str]] = []
+    for item in manifest.artifacts if manifest else ():
+        lowering = item.settings.get("lowering")
+        if not isinstance(lowering, dict):
+            continue
+        keys = ("worker_peak_rss_bytes", "estimated_worker_peak_bytes")
+        peaks = [num(size(finite(lowering.get(key)))) for key in keys]
+        did = "checked a cached file" if lowering.get("cached") is True else "lowered and checked"
+        rows.append([item.id, num(seconds(finite(lowering.get("seconds")))), *peaks, did])
+    return table(_WORKER_COLUMNS, rows) if rows else None
 
 
 def _recovery(run: RunRecord) -> tuple[tuple[str, str], ...]:
@@ -204,7 +228,8 @@ def _experts(rows: Sequence[ExpertRow]) -> Table:
     return table(("Layer", "Expert", "Score", "Decision"), cells)
 
 
-def _weights(manifest: Manifest | None) -> Table | None:
+def weights_table(manifest: Manifest | None) -> Table | None:
+    """Return how each artifact stores its weights, or ``None`` where there is none."""
     if manifest is None or not manifest.artifacts:
         return None
     rows: list[list[Cell | str]] = []

@@ -64,7 +64,7 @@ def build(
         The page. Every string in it that came from outside is escaped.
     """
     evidence = Evidence(run, tuple(plans), manifest, tuple(results))
-    return _environment().get_template("report.html.j2").render(**_views(evidence))
+    return render_environment().get_template("report.html.j2").render(**_views(evidence))
 
 
 def build_card(
@@ -73,11 +73,20 @@ def build_card(
     plans: Sequence[Plan] = (),
     manifest: Manifest | None = None,
     results: Sequence[Result] = (),
+    base_model: str | None = None,
 ) -> str:
-    """Return the model card as Markdown; the arguments are those of `build`."""
+    """Return the model card as Markdown.
+
+    Args:
+        run: As for `build`, like the others.
+        plans: Plans.
+        manifest: Manifest.
+        results: Results.
+        base_model: Hub id of the source; the recipe's own where ``None``, if it names one.
+    """
     evidence = Evidence(run, tuple(plans), manifest, tuple(results))
-    template = _environment().get_template("model_card.md.j2")
-    return template.render(**_views(evidence), card=card(evidence))
+    template = render_environment().get_template("model_card.md.j2")
+    return template.render(**_views(evidence), card=card(evidence, base_model))
 
 
 def write(run_dir: Path) -> Path:
@@ -132,7 +141,8 @@ def _views(evidence: Evidence) -> dict[str, Any]:
     }
 
 
-def _environment() -> Environment:
+def render_environment() -> Environment:
+    """Return what renders the templates: everything from outside is escaped."""
     environment = Environment(
         loader=PackageLoader("mobilekit.report"),
         autoescape=True,

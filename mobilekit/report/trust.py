@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from mobilekit.schema.manifest import Artifact, Deviation, ParityRecord
+from mobilekit.schema.manifest import Artifact, Deviation, Manifest, ParityRecord
 
 from .evidence import Evidence, by_device
 from .numbers import finite, percent, scientific, size
@@ -32,7 +32,7 @@ class Trust:
 def trust(evidence: Evidence, found: Sequence[Subject]) -> Trust:
     """Return the tables and sentences on evidence."""
     return Trust(
-        parity=_parity(evidence),
+        parity=parity_table(evidence.manifest),
         command=evidence.run.command,
         facts=tuple(_facts(evidence)),
         versions=tuple(sorted(evidence.run.versions.items())),
@@ -42,8 +42,9 @@ def trust(evidence: Evidence, found: Sequence[Subject]) -> Trust:
     )
 
 
-def _parity(evidence: Evidence) -> Table | None:
-    artifacts = evidence.manifest.artifacts if evidence.manifest else ()
+def parity_table(manifest: Manifest | None) -> Table | None:
+    """Return the parity of each artifact, or ``None`` where there is none."""
+    artifacts = manifest.artifacts if manifest else ()
     if not artifacts:
         return None
     columns = (

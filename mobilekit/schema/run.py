@@ -26,7 +26,10 @@ class StepRecord(StrictModel):
     cached: bool = False
     output: str | None = Field(None, description="Path relative to the run directory.")
     peak_rss_bytes: int | None = Field(
-        None, ge=0, description="High-water mark of the whole process so far, not of this step."
+        None, ge=0, description="Measured: of the run's own process, not of its workers."
+    )
+    estimated_peak_bytes: int | None = Field(
+        None, ge=0, description="Estimated before the run, for the same process."
     )
 
 

@@ -83,3 +83,10 @@ def test_settings_are_yaml_scalars(pair: str, value: object) -> None:
 def test_a_wrong_setting_is_explained(pair: str) -> None:
     with pytest.raises(UsageError):
         parse_settings([pair])
+
+
+def test_devices_lists_the_host_without_an_internal_error() -> None:
+    done = run("devices")
+    assert done.returncode == 0, done.stderr
+    assert "host" in done.stdout
+    assert json.loads(run("devices", "--json").stdout)[0]["name"] == "host"

@@ -78,3 +78,14 @@ def test_stop_ends_the_process(tmp_path: Path) -> None:
     assert process.returncode == -signal.SIGTERM
     with pytest.raises(ProcessLookupError):
         os.kill(process.pid, 0)
+
+
+def test_no_end_of_a_worker_leaves_its_pipe_open(tmp_path: Path) -> None:
+    """The worker waits at its stdin, as the real one does until its parent closes it."""
+    for end in (pool._close_pipe, pool._stop):
+        command = [sys.executable, "-c", "import os; os.read(0, 1)"]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE)
+        end(process)
+        process.wait(timeout=10)
+        assert process.stdin is not None
+        assert process.stdin.closed

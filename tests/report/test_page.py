@@ -302,7 +302,7 @@ def test_sample_set_is_never_called_mobile_mmlu(documents: Callable[[], Document
 
 def test_card_names_licence_and_measured_table(documents: Callable[[], Documents]) -> None:
     card = _card(documents())
-    assert card.startswith('---\nlicense: "psf-2.0"\n')
+    assert card.startswith('---\nlicense: "other"\nlicense_name: "psf-2.0"\n')
     assert "## Licence\n\n- PSF-2.0\n" in card
     assert "\n| Held-out perplexity | 23.8 | 24.6 |" in card
     assert "## Limits" in card

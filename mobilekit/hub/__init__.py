@@ -1,0 +1,9 @@
+"""Bundles on the Hugging Face hub: every file checked before it leaves and after it arrives."""
+
+from __future__ import annotations
+
+from .download import pull
+from .repo import Repo, parse_repo
+from .upload import Pushed, push
+
+__all__ = ["Pushed", "Repo", "parse_repo", "pull", "push"]
