@@ -67,7 +67,7 @@ def _download(api: object, repo: Repo, folder: Path) -> None:
         f"Pulling {len(records)} files, {gigabytes(total)}, of {repo} at {commit[:12]} …"
     )
     names = [glob.escape(record.path) for record in records]
-    patterns = [*names, "README.md", "licences/*"]
+    patterns = [*names, "README.md"]
     api.snapshot_download(repo.id, revision=commit, local_dir=folder, allow_patterns=patterns)
 
 

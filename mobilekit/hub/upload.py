@@ -16,7 +16,6 @@ from mobilekit.schema.manifest import MANIFEST_FILE
 from .repo import Repo, connect, hub_errors, parse_repo, require_token
 
 CARD_FILE = "README.md"
-_LICENCES = "licences"
 _HUBS_OWN = (".gitattributes",)  # what the hub keeps for itself in every repository
 
 
@@ -105,6 +104,3 @@ def _files(bundle: Bundle) -> Iterator[tuple[str, Path]]:
                 hint="Export the bundle anew: MobileKit writes none of that name.",
             )
         yield record.path, bundle.path(record)
-    for path in sorted((bundle.root / _LICENCES).glob("*")):
-        if path.is_file() and not path.is_symlink():
-            yield path.relative_to(bundle.root).as_posix(), path
