@@ -50,6 +50,7 @@ def write_bundle(root: Path, artifacts: dict[str, bytes]) -> Path:
         "artifacts": described,
         "tokenizer": [record(root, root / "tokenizer" / "tokenizer.json")],
         "licences": ["apache-2.0"],
+        "licence_texts": [record(root, root / "licences" / "LICENSE")],
     }
     atomic_write_json(root / "manifest.json", Manifest.parse(manifest, "m").to_json())
     return root
