@@ -10,7 +10,7 @@ import numpy as np
 
 from mobilekit.core.errors import InvalidInputError
 
-from .base import Logits, Tokens, check_span
+from .base import Logits, Tokens, check_follows, check_span
 from .mil import load_functions, load_spec
 from .mil.layout import Array
 from .mil.tools import coremltools, quiet
@@ -32,7 +32,8 @@ class _Engine(Protocol):
 class CoreMLRuntime:
     """Interface ``token-logits/1`` over a stateful multifunction ``.mlpackage``.
 
-    A prompt is fed in chunks of the prefill function's length, its remainder token by token.
+    A prompt is fed in chunks of the prefill function's length, its remainder token by token; a
+    program with a running state has no such function.
 
     Args:
         path: The ``.mlpackage`` directory.
@@ -59,6 +60,8 @@ class CoreMLRuntime:
         self.context_length = context_length
         self.vocab_size = vocab_size
         self._chunk = lengths.get("prefill")
+        self._is_recurrent = _is_recurrent(path)
+        self._held = 0
         is_mac = sys.platform == "darwin"
         self._engine: _Engine = _CoreML(path, lengths) if is_mac else _Evaluator(path)
         self.name, self.version = self._engine.name, self._engine.version
@@ -66,10 +69,12 @@ class CoreMLRuntime:
     def reset(self) -> None:
         """Forget everything."""
         self._engine.reset()
+        self._held = 0
 
     def forward(self, tokens: Tokens, position: int) -> Logits:
         """Return the logits of the last token, shape (V,), float32."""
         check_span(len(tokens), position, self.context_length)
+        check_follows(position, self._held, is_recurrent=self._is_recurrent)
         logits = None
         for function, start, stop in chunks(len(tokens), self._chunk):
             feeds = {
@@ -77,6 +82,7 @@ class CoreMLRuntime:
                 "input_pos": np.asarray([position + start], dtype=np.int32),
             }
             logits = self._engine.run(function, feeds)
+        self._held = position + len(tokens)
         return np.asarray(logits, dtype=np.float32).reshape(-1)
 
 
@@ -125,6 +131,12 @@ class _CoreML:
 
     def run(self, function: str, feeds: dict[str, Array]) -> Array:
         return np.asarray(self._models[function].predict(feeds, state=self._state)["logits"])
+
+
+def _is_recurrent(path: Path) -> bool:
+    """Tell whether the package keeps the running state of a state-space model."""
+    functions = load_spec(path).description.functions
+    return any(item.name.startswith("ssm") for f in functions for item in f.state)
 
 
 def _chunk_lengths(path: Path) -> dict[str, int]:

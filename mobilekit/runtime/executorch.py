@@ -14,16 +14,18 @@ from mobilekit.core import console
 from mobilekit.core.errors import InvalidInputError, UsageError
 from mobilekit.core.optional import require
 
-from .base import Logits, Tokens, check_span
+from .base import Logits, Tokens, check_follows, check_span
 
 METHOD = "forward"
+RECURRENT = "is_recurrent"  # constant method: whether the state is a running one
 
 
 class ExecutorchRuntime:
     """Interface ``token-logits/1`` over ``forward(tokens (1, S), input_pos (1,))``.
 
     The cache lives in the loaded method. Slots at and after the current position are hidden by
-    the program's own mask, so starting again or going back needs no clearing.
+    the program's own mask, so starting again or going back needs no clearing; a program with a
+    running state forgets it at position 0 by itself.
 
     Args:
         path: The ``.pte``; it is mapped into memory, not read.
@@ -53,9 +55,12 @@ class ExecutorchRuntime:
         self.version: str = importlib.metadata.version("executorch")
         shape: tuple[int, ...] = self._method.metadata.input_tensor_meta(0).sizes()
         self._longest = shape[1]  # of a dynamic shape this is the upper bound
+        self._is_recurrent = self._constant(RECURRENT, default=False)
+        self.reset()
 
     def reset(self) -> None:
         """Forget everything; the next call must start at position 0."""
+        self._held = 0
 
     def forward(self, tokens: Tokens, position: int) -> Logits:
         """Return the logits of the last token, shape (V,), float32.
@@ -63,12 +68,15 @@ class ExecutorchRuntime:
         A prompt longer than one call of the program takes is given to it in parts.
 
         Raises:
-            UsageError: If ``position + S`` exceeds the context length, or there is no token.
+            UsageError: If ``position + S`` exceeds the context length, there is no token, or the
+                state cannot go on from ``position``.
         """
         check_span(len(tokens), position, self.context_length)
+        check_follows(position, self._held, is_recurrent=self._is_recurrent)
         ids = np.ascontiguousarray(tokens, dtype=np.int64)
         for start in range(0, len(ids), self._longest):
             logits = self._run(ids[start : start + self._longest], position + start)
+        self._held = position + len(ids)
         return logits
 
     def _run(self, ids: Tokens, position: int) -> Logits:
@@ -85,6 +93,12 @@ class ExecutorchRuntime:
             ) from error
         # the output's memory is planned: the next call writes over it
         return logits[0, -1].float().numpy().copy()  # type: ignore[no-any-return]
+
+    def _constant(self, name: str, *, default: Any) -> Any:
+        """Return what a constant method of the file gives."""
+        if name not in self._program.method_names:
+            return default
+        return self._program.load_method(name).execute([])[0]
 
     def _load_method(self, path: Path) -> Any:
         if METHOD not in self._program.method_names:

@@ -7,19 +7,21 @@ from typing import Any
 
 import numpy as np
 
-from mobilekit.core.errors import InvalidInputError, UsageError
+from mobilekit.core.errors import InvalidInputError
 from mobilekit.core.optional import require
 
-from .base import Logits, Tokens, check_span
+from .base import Logits, Tokens, check_follows, check_span
 
-_PAST, _PRESENT = "past_key_values.", "present."
+_POSITIONS = ("attention_mask", "position_ids")
+_CACHE, _RUNNING = "past_key_values.", ("past_conv.", "past_ssm.")
 
 
 class OnnxRuntime:
     """Interface ``token-logits/1`` over a decoder in onnxruntime-genai's layout.
 
     The cache is one buffer a layer and kind, of the whole context length, bound as both past and
-    present: the attention operator writes the new rows in place and nothing is copied.
+    present: the attention operator writes the new rows in place and nothing is copied. A running
+    state, of a program that takes one token a call, has two buffers that change places.
 
     Args:
         path: The ``.onnx`` file.
@@ -45,7 +47,11 @@ class OnnxRuntime:
         self._ones = np.ones((1, context_length), dtype=np.int64)
         self._slots = np.arange(context_length, dtype=np.int64)[None]
         self._logits = self._buffer((1, 1, vocab_size))
-        self._binding = self._bind_buffers()
+        self._binding = self._session.io_binding()
+        self._binding.bind_ortvalue_output("logits", self._logits)
+        self._bind_cache()
+        self._states = [(s.name, *map(self._buffer, (s.shape, s.shape))) for s in self._running()]
+        self._is_recurrent = bool(self._states)
         self.reset()
 
     def reset(self) -> None:
@@ -58,22 +64,33 @@ class OnnxRuntime:
         Raises:
             UsageError: If the tokens do not fit, or leave a gap after what the cache holds.
         """
-        count = len(tokens)
-        check_span(count, position, self.context_length)
-        if position > self._held:
-            raise UsageError(
-                f"position {position} was given, but the cache holds {self._held} tokens",
-                hint="Give the tokens in order, from position 0 after a reset.",
-            )
-        end = position + count
+        check_span(len(tokens), position, self.context_length)
+        check_follows(position, self._held, is_recurrent=self._is_recurrent)
         ids = np.ascontiguousarray(tokens, dtype=np.int64)[None]
-        self._binding.bind_cpu_input("input_ids", ids)
-        self._binding.bind_cpu_input("attention_mask", self._ones[:, :end])
-        self._binding.bind_cpu_input("position_ids", self._slots[:, position:end])
-        self._session.run_with_iobinding(self._binding)
-        self._held = end
+        if self._is_recurrent:
+            self._step(ids, position)
+        else:
+            end = position + ids.shape[1]
+            self._binding.bind_cpu_input("input_ids", ids)
+            self._binding.bind_cpu_input("attention_mask", self._ones[:, :end])
+            self._binding.bind_cpu_input("position_ids", self._slots[:, position:end])
+            self._session.run_with_iobinding(self._binding)
+        self._held = position + ids.shape[1]
         # a copy: the next call writes to the same memory
         return self._logits.numpy()[0, -1].copy()  # type: ignore[no-any-return]
+
+    def _step(self, ids: Tokens, position: int) -> None:
+        """Run a recurrent program token by token, from zeros at position 0."""
+        if position == 0:
+            for _, held, _ in self._states:
+                held.update_inplace(np.zeros(held.shape(), dtype=np.float32))
+        for column in range(ids.shape[1]):
+            self._binding.bind_cpu_input("input_ids", ids[:, column : column + 1].copy())
+            for name, held, fresh in self._states:
+                self._binding.bind_ortvalue_input(name, held)
+                self._binding.bind_ortvalue_output(_present(name), fresh)
+            self._session.run_with_iobinding(self._binding)
+            self._states = [(name, fresh, held) for name, held, fresh in self._states]
 
     def _open(self, path: Path, threads: int | None) -> Any:
         options = self._ort.SessionOptions()
@@ -94,14 +111,15 @@ class OnnxRuntime:
     def _check_interface(self, path: Path) -> None:
         inputs = {i.name for i in self._session.get_inputs()}
         shapes = {o.name: o.shape for o in self._session.get_outputs()}
-        wanted = {"input_ids", "attention_mask", "position_ids"}
-        past = {name for name in inputs if name.startswith(_PAST)}
-        present = {_PRESENT + name.removeprefix(_PAST) for name in past}
+        past = {name for name in inputs if name.startswith((_CACHE, *_RUNNING))}
+        wanted = {"input_ids"} if self._running() else {"input_ids", *_POSITIONS}
+        present = {_present(name) for name in past}
         vocab = (shapes.get("logits") or [None])[-1]
         if not past or inputs != wanted | past or set(shapes) != {"logits"} | present:
             raise InvalidInputError(
                 f"{path} is not a decoder with inputs input_ids, attention_mask, position_ids, "
-                "past_key_values.N.key/value and outputs logits, present.N.key/value",
+                "past_key_values.N.key/value and outputs logits, present.N.key/value, nor one with "
+                "past_conv.N, past_ssm.N and present_conv.N, present_ssm.N",
                 hint="Open a file that mobilekit exported.",
             )
         if vocab != self.vocab_size:
@@ -113,15 +131,22 @@ class OnnxRuntime:
     def _buffer(self, shape: tuple[int, ...]) -> Any:
         return self._ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype=np.float32))
 
-    def _bind_buffers(self) -> Any:
-        """Bind the logits, and one buffer (1, H, T, Dh) as past and present of each state."""
-        binding = self._session.io_binding()
-        binding.bind_ortvalue_output("logits", self._logits)
+    def _bind_cache(self) -> None:
+        """Bind one buffer (1, H, T, Dh) as past and present of each cache."""
         for spec in self._session.get_inputs():
-            if spec.name.startswith(_PAST):
+            if spec.name.startswith(_CACHE):
                 _, heads, _, head_dim = spec.shape
                 buffer = self._buffer((1, heads, self.context_length, head_dim))
-                binding.bind_ortvalue_input(spec.name, buffer)
-                present = _PRESENT + spec.name.removeprefix(_PAST)
-                binding.bind_ortvalue_output(present, buffer)
-        return binding
+                self._binding.bind_ortvalue_input(spec.name, buffer)
+                self._binding.bind_ortvalue_output(_present(spec.name), buffer)
+
+    def _running(self) -> list[Any]:
+        """Return the specs of the running states that go in."""
+        return [spec for spec in self._session.get_inputs() if spec.name.startswith(_RUNNING)]
+
+
+def _present(name: str) -> str:
+    """Return the name of the output that follows on from the state that goes in as ``name``."""
+    if name.startswith(_CACHE):
+        return "present." + name.removeprefix(_CACHE)
+    return "present_" + name.removeprefix("past_")

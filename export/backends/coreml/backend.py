@@ -79,8 +79,13 @@ class CoreMLBackend:
 
 
 def export_programs(model: nn.Module, family: Family, spec: ExportSpec) -> dict[str, Program]:
-    """Return the two programs of a package, by function name; static lengths, as Core ML likes."""
-    lengths = {"decode": 1, "prefill": min(PREFILL_LENGTH, spec.context_length)}
+    """Return the programs of a package, by function name; static lengths, as Core ML likes.
+
+    A recurrent family has the decode program only, since its programs take one token a call.
+    """
+    lengths = {"decode": 1}
+    if not family.is_recurrent:
+        lengths["prefill"] = min(PREFILL_LENGTH, spec.context_length)
     return {
         name: family.export_program(
             model, Phase(name, StateForm.ARITHMETIC, spec.context_length, length)
@@ -99,7 +104,7 @@ def _settings(scheme: Scheme, programs: dict[str, Program]) -> dict[str, object]
     settings: dict[str, object] = {
         "compute_precision": scheme.compute,
         "state_dtype": "float16",  # the only one that Core ML has, whatever it computes in
-        "prefill_length": int(programs["prefill"].inputs[0].shape[1]),
+        "prefill_length": max(int(p.inputs[0].shape[1]) for p in programs.values()),
         "specification_version": 9,  # iOS 18
     }
     if scheme.quantized:

@@ -52,7 +52,9 @@ def _relative_error(expected: Array, found: Array) -> float:
     return error if np.isfinite(error) else float("inf")
 
 
-def _eager_outputs(module: Any, layers: list[str], chunk: int, tokens: list[int]) -> list[Array]:
+def _eager_outputs(
+    module: Any, layers: list[str], chunk: int | None, tokens: list[int]
+) -> list[Array]:
     """Return each layer's outputs over all tokens, (S, D)."""
     import torch
 
@@ -81,7 +83,9 @@ def _eager_outputs(module: Any, layers: list[str], chunk: int, tokens: list[int]
     return [np.concatenate(rows) for rows in seen]
 
 
-def _package_outputs(path: Path, count: int, chunk: int, tokens: list[int]) -> dict[int, Array]:
+def _package_outputs(
+    path: Path, count: int, chunk: int | None, tokens: list[int]
+) -> dict[int, Array]:
     """Return the outputs of every layer that can be found in the package's functions."""
     functions = load_functions(path)
     states = functions["decode"].zero_states()

@@ -24,10 +24,10 @@ class EagerPackage(nn.Module):
 
     Args:
         program: The program's module, int32 inputs; it takes any length when run eagerly.
-        chunk: Length of the package's prefill function.
+        chunk: Length of the package's prefill function, ``None`` where it has none.
     """
 
-    def __init__(self, program: Any, chunk: int) -> None:
+    def __init__(self, program: Any, chunk: int | None) -> None:
         super().__init__()
         self.program = program
         self.chunk = chunk
@@ -57,13 +57,14 @@ def eager_reference(model: nn.Module, family: Family, spec: ExportSpec) -> Token
     )
 
 
-def eager_module(model: nn.Module, family: Family, spec: ExportSpec) -> tuple[Any, int]:
+def eager_module(model: nn.Module, family: Family, spec: ExportSpec) -> tuple[Any, int | None]:
     """Return the program's module with the package's weights, and the length of a chunk."""
     from .backend import export_programs
 
-    program = export_programs(model, family, spec)["prefill"]
+    programs = export_programs(model, family, spec)
+    program = programs.get("prefill", programs["decode"])
     store_as(program.module, SCHEMES[spec.precision.name])
-    return program.module, int(program.inputs[0].shape[1])
+    return program.module, int(program.inputs[0].shape[1]) if "prefill" in programs else None
 
 
 def store_as(module: nn.Module, scheme: Scheme) -> None:

@@ -44,7 +44,8 @@ def first_diverging_layer(
         The layer's path in the model; the path of what comes before the first layer if that
         layer's input is wrong already; ``None`` if no layer diverges.
     """
-    longest = int(program.dynamic_shapes["tokens"][1].max)
+    fixed = program.inputs[0].shape[1]
+    longest = fixed if isinstance(fixed, int) else int(program.dynamic_shapes["tokens"][1].max)
     ids = torch.tensor([tokens[: min(_TAPPED_TOKENS, longest)]])
     expected = hidden_states(program, ids)
     recorded = record(path, ids, cache_bytes=_cache_bytes(program))
@@ -58,7 +59,7 @@ def hidden_states(program: Program, ids: Tensor) -> list[tuple[str, list[Tensor]
     """Return, in order, each stage of the program and the values that show it to be sound.
 
     The stages are what feeds the first layer, then the layers. A layer is shown sound by the
-    next one's input; the last by its own output or that of the module after it.
+    next one's input; the last by its own output, that of the module after it, or the logits.
     """
     parent = program.layers[0].rpartition(".")[0].rpartition(".")[0]
     children = program.module.get_submodule(parent).named_children()
@@ -67,12 +68,14 @@ def hidden_states(program: Program, ids: Tensor) -> list[tuple[str, list[Tensor]
     module: Any = program.module
     with _captured(module, [*program.layers, *after]) as (inputs, outputs), torch.no_grad():
         module.reset()
-        module(ids, torch.zeros(1, dtype=torch.long))
+        logits = module(ids, torch.zeros(1, dtype=torch.long))
     stages = [(siblings[0], [inputs[program.layers[0]]])]
     stages += [(layer, [inputs[successor]]) for layer, successor in pairwise(program.layers)]
     shape = inputs[program.layers[0]].shape
     last = [outputs[path] for path in (program.layers[-1], *after) if path in outputs]
-    stages.append((program.layers[-1], [value for value in last if value.shape == shape]))
+    # sound logits show it too, where one delegate computes all from the last layer's inside on
+    shown = [*(value for value in last if value.shape == shape), logits]
+    stages.append((program.layers[-1], shown))
     return stages
 
 

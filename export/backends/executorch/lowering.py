@@ -29,6 +29,7 @@ from executorch.exir.passes.cse_pass import CSEPass
 from torch.export import ExportedProgram
 
 from mobilekit.models.families import Program
+from mobilekit.runtime.executorch import RECURRENT
 
 from ..base import ExportSpec
 from .rewrites import drop_copies, infer_free_dimension, mean_as_product, mean_row
@@ -107,7 +108,8 @@ def metadata_methods(program: Program, spec: ExportSpec) -> dict[str, Any]:
         "get_n_layers": len(program.layers),
         "use_kv_cache": True,
         "use_sdpa_with_kv_cache": False,
-        "enable_dynamic_shape": True,
+        "enable_dynamic_shape": program.dynamic_shapes is not None,
+        RECURRENT: program.is_recurrent,
     }
     if spec.bos_token_id is not None:
         methods["get_bos_id"] = spec.bos_token_id
@@ -118,8 +120,10 @@ def metadata_methods(program: Program, spec: ExportSpec) -> dict[str, Any]:
 
 def longest_call(program: Program, spec: ExportSpec) -> int:
     """Return the most tokens that one call of the program takes."""
-    length = program.dynamic_shapes["tokens"][1]
-    return min(int(length.max), spec.context_length)
+    length = program.inputs[0].shape[1]
+    if isinstance(length, int):
+        return length
+    return min(int(program.dynamic_shapes["tokens"][1].max), spec.context_length)
 
 
 def lower_program(program: Program, methods: dict[str, Any], path: Path) -> set[str]:

@@ -53,13 +53,15 @@ class OnnxBackend:
                 "activations": "int8 a row and block" if ACCURACY_LEVEL == 4 else "float32",
                 "float32_nodes": list(captured.routers),
             }
-        files = write.save(graph, out)
-        atomic_write_json(out / CONFIG_FILE, genai_config(model.config, spec))
+        files: tuple[str, ...] = tuple(write.save(graph, out))
+        program = captured.program
+        if not program.is_recurrent:  # onnxruntime-genai runs key-value caches only
+            files = (*files, CONFIG_FILE)
+            atomic_write_json(out / CONFIG_FILE, genai_config(model.config, spec))
         path = out / files[0]
         settings["operators"] = write.operator_counts(path)
-        program = captured.program
         return Lowered(
-            files=(*files, CONFIG_FILE),
+            files=tuple(files),
             programs={"forward": ProgramRecord(inputs=program.inputs, outputs=program.outputs)},
             runtime=RuntimeRequirement(name="onnxruntime", min=MIN_RUNTIME),
             weights=write.weight_record(path, spec.precision.name),

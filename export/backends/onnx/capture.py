@@ -120,6 +120,29 @@ class GroupQueryDecoder(nn.Module):
         return output.logits, run.present, self._taps
 
 
+class TappedProgram(nn.Module):
+    """A recurrent program, which has no attention to replace, with its layers' outputs as taps.
+
+    Args:
+        program: Explicit-state program of a family.
+    """
+
+    def __init__(self, program: Program) -> None:
+        super().__init__()
+        self.program = program.module
+        self._taps: list[Tensor] = []
+        for path in program.layers:
+            program.module.get_submodule(path).register_forward_hook(self._tap)
+
+    def _tap(self, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        self._taps.append(output)
+
+    def forward(self, *inputs: Any) -> tuple[Any, ...]:
+        """Return the program's outputs, then each layer's output (1, 1, D)."""
+        self._taps = []
+        return *self.program(*inputs), self._taps
+
+
 @dataclass(frozen=True)
 class Captured:
     """An ONNX graph and what the later steps need to know about it.
@@ -147,7 +170,7 @@ def capture(model: nn.Module, family: Family, context_length: int) -> Captured:
     routers = [n for n, m in program.module.named_modules() if isinstance(m, StaticMoE)]
     with _quiet(), torch.no_grad():
         exported = torch.onnx.export(
-            GroupQueryDecoder(program),
+            TappedProgram(program) if program.is_recurrent else GroupQueryDecoder(program),
             program.example_inputs,
             dynamo=True,
             opset_version=OPSET,

@@ -43,16 +43,19 @@ def tapped_states(path: Path, tokens: Sequence[int]) -> Hidden:
 def _feeds(
     session: onnxruntime.InferenceSession, tokens: Sequence[int]
 ) -> dict[str, NDArray[np.float32] | NDArray[np.int64]]:
+    specs = {spec.name: spec.shape for spec in session.get_inputs()}
     ids = np.asarray(tokens, dtype=np.int64)[None]
-    feeds: dict[str, NDArray[np.float32] | NDArray[np.int64]] = {
+    if specs["input_ids"][1] == 1:  # a recurrent program, which takes one token a call
+        ids = ids[:, :1]
+    known = {
         "input_ids": ids,
         "attention_mask": np.ones_like(ids),
         "position_ids": np.arange(ids.shape[1], dtype=np.int64)[None],
     }
-    for spec in session.get_inputs():
-        if spec.name not in feeds:
-            _, heads, _, head_dim = spec.shape
-            feeds[spec.name] = np.zeros((1, heads, 0, head_dim), dtype=np.float32)
+    feeds: dict[str, NDArray[np.float32] | NDArray[np.int64]] = {}
+    for name, shape in specs.items():
+        empty = [size if isinstance(size, int) else 0 for size in shape]  # a free size is a length
+        feeds[name] = known[name] if name in known else np.zeros(empty, dtype=np.float32)
     return feeds
 
 
@@ -69,7 +72,8 @@ def reference_states(program: Program, tokens: Sequence[int]) -> Hidden:
             states[layer] = hidden[0].float().numpy().copy()  # type: ignore[index]
 
         handles.append(program.module.get_submodule(path).register_forward_hook(keep))
-    ids = torch.tensor([list(tokens)], dtype=torch.long)
+    taken = list(tokens[:1] if program.is_recurrent else tokens)
+    ids = torch.tensor([taken], dtype=torch.long)
     program.module(ids, torch.zeros(1, dtype=torch.long))
     for handle in handles:
         handle.remove()

@@ -104,6 +104,7 @@ class Program:
         outputs: Specs of the outputs, flattened, in order.
         states: Specs of the buffers that persist between calls.
         layers: Paths, inside ``module``, of the decoder layers or blocks, for diagnosis.
+        is_recurrent: Whether its state is a running one (see :class:`Family`).
     """
 
     module: nn.Module
@@ -113,6 +114,7 @@ class Program:
     outputs: tuple[TensorSpec, ...]
     states: tuple[TensorSpec, ...] = ()
     layers: tuple[str, ...] = ()
+    is_recurrent: bool = False
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,17 @@ class ResidentRecurrent(RecurrentProgram):
         return [getattr(self, f"{kind}{layer}") for layer in range(self.num_layers)]
 
 
+class ArithmeticRecurrent(ResidentRecurrent):
+    """The same under the names of Core ML's inputs: ``forward(input_ids (1, S), input_pos (1,))``.
+
+    Both int32. It writes whole states, so nothing in it has to be written by index.
+    """
+
+    def forward(self, input_ids: Tensor, input_pos: Tensor) -> Tensor:
+        """Return the last position's logits, shape (1, 1, V)."""
+        return super().forward(input_ids, input_pos)
+
+
 class ExplicitRecurrent(RecurrentProgram):
     """States as inputs and outputs: ``forward(input_ids (1, S), past)``.
 
@@ -128,22 +139,23 @@ def recurrent_program(model: nn.Module, phase: Phase) -> Program:
     dtype = str(next(body.parameters()).dtype).removeprefix("torch.")
     if phase.state is StateForm.EXPLICIT:
         return _explicit(ExplicitRecurrent(body, phase.context_length), dtype)
-    module = ResidentRecurrent(body, phase.context_length)
-    resident = phase.state is StateForm.RESIDENT
-    integer = torch.int64 if resident else torch.int32
-    names = ("tokens" if resident else "input_ids", "input_pos")
+    is_resident = phase.state is StateForm.RESIDENT
+    build = ResidentRecurrent if is_resident else ArithmeticRecurrent
+    module = build(body, phase.context_length)
+    integer = torch.int64 if is_resident else torch.int32
     text = str(integer).removeprefix("torch.")
     return Program(
         module=module,
         example_inputs=(torch.ones(1, 1, dtype=integer), torch.ones(1, dtype=integer)),
         dynamic_shapes=None,
         inputs=(
-            TensorSpec(name=names[0], dtype=text, shape=(1, 1)),
-            TensorSpec(name=names[1], dtype=text, shape=(1,)),
+            TensorSpec(name="tokens" if is_resident else "input_ids", dtype=text, shape=(1, 1)),
+            TensorSpec(name="input_pos", dtype=text, shape=(1,)),
         ),
         outputs=(_logit_spec(module, dtype),),
         states=_state_specs(module, dtype, "{kind}{layer}"),
         layers=_layers(module),
+        is_recurrent=True,
     )
 
 
@@ -165,6 +177,7 @@ def _explicit(module: ExplicitRecurrent, dtype: str) -> Program:
             *_state_specs(module, dtype, "present_{kind}.{layer}"),
         ),
         layers=_layers(module),
+        is_recurrent=True,
     )
 
 
