@@ -115,6 +115,8 @@ def _pending(model: nn.Module, plans: Sequence[Plan]) -> list[list[KeepEdit]]:
         pending.append([edit for edit in plan.edits if isinstance(edit, KeepEdit)])
         for kind, known in counts.items():
             layers = {group.layer for group in family_of(model).units(model, kind)}
+            if kind not in family_of(model).set_count:
+                continue  # no config says how many
             if layers == set(known) and len(set(known.values())) == 1:
                 pending = [[e for e in edits if e.unit != kind] for edits in pending]
     return pending
@@ -165,15 +167,31 @@ def _tensor(model: nn.Module, module: str, name: str) -> Tensor:
 def _keep_(model: nn.Module, group: UnitGroup, indices: Sequence[int]) -> None:
     if len(indices) == group.count:
         return
-    for piece in group.slices:
-        old = _tensor(model, piece.module, piece.name)
-        index = torch.tensor(indices, device=old.device)
-        cut: Tensor = old.detach().index_select(piece.dim, index)  # always new memory
+    for (module, name, dim), kept in _kept_indices(model, group, indices).items():
+        old = _tensor(model, module, name)
+        index = torch.tensor(kept, device=old.device)
+        cut: Tensor = old.detach().index_select(dim, index)  # always new memory
         if isinstance(old, nn.Parameter):
             cut = nn.Parameter(cut, requires_grad=old.requires_grad)
-        setattr(model.get_submodule(piece.module), piece.name, cut)
-    for path, attribute in group.counters:
-        setattr(model.get_submodule(path), attribute, len(indices))
+        setattr(model.get_submodule(module), name, cut)
+    for counter in group.counters:
+        size = counter.fixed + counter.per_unit * len(indices)
+        setattr(model.get_submodule(counter.module), counter.attribute, size)
+
+
+def _kept_indices(
+    model: nn.Module, group: UnitGroup, indices: Sequence[int]
+) -> dict[tuple[str, str, int], list[int]]:
+    """Return what is left of each (module, tensor, dimension), all its slices taken together."""
+    gone: dict[tuple[str, str, int], set[int]] = {}
+    removed = sorted(set(range(group.count)) - set(indices))
+    for piece in group.slices:
+        mine = gone.setdefault((piece.module, piece.name, piece.dim), set())
+        for unit in removed:
+            start = piece.offset + unit * piece.width
+            mine.update(range(start, start + piece.width))
+    sizes = {key: _tensor(model, key[0], key[1]).shape[key[2]] for key in gone}
+    return {key: [i for i in range(sizes[key]) if i not in gone[key]] for key in gone}
 
 
 def _set_uniform_count_(model: nn.Module, kind: str) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 
 from mobilekit.core.errors import UnsupportedModelError, UsageError
 from mobilekit.models import load, save
+from mobilekit.models.families import family_of
 from mobilekit.models.lineage import Provenance, record
 from mobilekit.models.surgery import (
     check,
@@ -215,3 +216,27 @@ def test_reload_of_a_cut_model_forgets_nothing(tiny_qwen3_moe: nn.Module, tmp_pa
     again = load(save(loaded, tmp_path / "again"), device="cpu")
     assert read_plans(tmp_path / "again" / "plan.json") == list(plans)
     assert equal_states(again.state_dict(), loaded.state_dict())
+
+
+def test_state_space_heads_are_cut_out_of_every_fused_tensor(tiny: Any, tmp_path: Path) -> None:
+    """A cut model equals the whole one whose heads are silent, but for the norm's divisor."""
+    config = copy.deepcopy(tiny("mamba2").config)
+    config.n_groups = 1
+    torch.manual_seed(4)
+    whole: Any = type(tiny("mamba2"))(config).eval()
+    whole.backbone.layers[0].mixer.norm.variance_epsilon = 0.0  # so that its divisor is a factor
+    heads = [group.count for group in family_of(whole).units(whole, "ssm")]
+    kept = [0, heads[0] - 1]
+    small: Any = cut(whole, plan_of(keep(0, *kept, unit="ssm")))
+    mixer = whole.backbone.layers[0].mixer
+    dim, inner = mixer.head_dim, mixer.intermediate_size
+    silent = [h * dim + i for h in range(heads[0]) if h not in kept for i in range(dim)]
+    with torch.no_grad():
+        mixer.in_proj.weight[[inner + i for i in silent]] = 0.0
+        mixer.conv1d.weight[silent] = 0.0
+        mixer.conv1d.bias[silent] = 0.0
+        mixer.out_proj.weight *= (len(kept) / heads[0]) ** 0.5
+    torch.testing.assert_close(logits(small), logits(whole), atol=1e-4, rtol=1e-4)
+    loaded: Any = load(save(small, tmp_path / "out"), device="cpu")
+    assert equal_states(loaded.state_dict(), small.state_dict())
+    assert logits(loaded).isfinite().all()

@@ -8,7 +8,7 @@ from mobilekit.core.errors import UnsupportedModelError
 from mobilekit.core.registry import Registry
 from mobilekit.core.suggest import did_you_mean
 
-from .base import Family, Phase, Program, Slice, StateForm, UnitGroup
+from .base import Counter, Family, Phase, Program, Slice, StateForm, UnitGroup
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,6 +54,7 @@ def family_of(model: nn.Module) -> Family:
 
 __all__ = [
     "FAMILIES",
+    "Counter",
     "Family",
     "Phase",
     "Program",

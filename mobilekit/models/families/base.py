@@ -22,12 +22,19 @@ UnitKind = Literal["expert", "head", "channel", "block", "ssm", "image_token"]
 
 @dataclass(frozen=True)
 class Slice:
-    """One tensor that has an entry for every unit of a group, along one dimension.
+    """Part of a tensor that belongs to the units of a group, side by side along one dimension.
+
+    Unit i has the indices from ``offset + i · width`` on, ``width`` of them: one for an expert in
+    a fused tensor, a head's dimension for the rows of a query projection. A tensor that holds
+    several things for each unit (Mamba-2's fused input projection) has one slice for each; what
+    lies in no slice stays.
 
     Attributes:
         module: Path of the module that owns it, as ``model.get_submodule`` takes it.
         name: Name of the parameter or buffer in that module.
-        dim: Dimension along which the units lie, one index a unit.
+        dim: Dimension along which the units lie.
+        width: Indices a unit.
+        offset: Index where the first unit begins.
         scored: Whether it is the unit's own weight (an expert's matrix), not a row that merely
             addresses the unit (a router row).
     """
@@ -35,7 +42,19 @@ class Slice:
     module: str
     name: str
     dim: int = 0
+    width: int = 1
+    offset: int = 0
     scored: bool = False
+
+
+@dataclass(frozen=True)
+class Counter:
+    """An attribute that says how large something is: ``fixed + per_unit · count``."""
+
+    module: str
+    attribute: str
+    per_unit: int = 1
+    fixed: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,7 +67,7 @@ class UnitGroup:
         count: How many there are now.
         minimum: How many must stay for the layer to work (an MoE's top-k).
         slices: Every tensor to cut when a unit goes.
-        counters: (module path, attribute) pairs that hold the count.
+        counters: Attributes that follow the count.
     """
 
     kind: UnitKind
@@ -56,20 +75,24 @@ class UnitGroup:
     count: int
     minimum: int
     slices: tuple[Slice, ...]
-    counters: tuple[tuple[str, str], ...] = ()
+    counters: tuple[Counter, ...] = ()
 
     def scored_tensors(self, model: nn.Module) -> list[Tensor]:
         """Return the units' own weights, each with the units in dimension 0."""
-        return [
-            getattr(model.get_submodule(s.module), s.name).movedim(s.dim, 0)
-            for s in self.slices
-            if s.scored
-        ]
+        found = []
+        for piece in self.slices:
+            if piece.scored:
+                tensor = getattr(model.get_submodule(piece.module), piece.name)
+                own = tensor.narrow(piece.dim, piece.offset, self.count * piece.width)
+                own = own.movedim(piece.dim, 0)
+                found.append(own if piece.width == 1 else own.unflatten(0, (self.count, -1)))
+        return found
 
 
 class StateForm(Enum):
     """How a program keeps what it remembers between calls; each back end has one it likes."""
 
+    NONE = "none"  # it remembers nothing: a denoiser's step
     RESIDENT = "resident"  # buffers written by index: ExecuTorch
     EXPLICIT = "explicit"  # inputs and outputs, grown by concatenation: ONNX
     ARITHMETIC = "arithmetic"  # buffers written by in-place arithmetic: Core ML states
@@ -82,13 +105,13 @@ class Phase:
     Attributes:
         name: "forward" (any length), "prefill" or "decode" (fixed length), "step" (a denoiser).
         state: How it keeps its state.
-        context_length: Positions that the state holds.
+        context_length: Positions that the state holds, 0 without one.
         length: Fixed number of new tokens, or ``None`` for a dynamic length.
     """
 
     name: str
-    state: StateForm
-    context_length: int
+    state: StateForm = StateForm.NONE
+    context_length: int = 0
     length: int | None = None
 
 

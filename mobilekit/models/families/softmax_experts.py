@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from mobilekit.models.modules.decoder_program import decoder_program
 from mobilekit.models.modules.static_moe import StaticMoE
 
-from .base import Phase, Program, Slice, UnitGroup
+from .base import Counter, Phase, Program, Slice, UnitGroup
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,7 +40,10 @@ def _group(layer: int, path: str, block: Any) -> UnitGroup:
             Slice(f"{path}.experts", "down_proj", scored=True),
             Slice(f"{path}.gate", "weight"),
         ),
-        counters=((f"{path}.experts", "num_experts"), (f"{path}.gate", "num_experts")),
+        counters=(
+            Counter(f"{path}.experts", "num_experts"),
+            Counter(f"{path}.gate", "num_experts"),
+        ),
     )
 
 
