@@ -121,7 +121,7 @@ def test_going_back_discards_what_was_after(runtime: CoreMLRuntime) -> None:
 def test_two_runtimes_do_not_share_states(toy_package: Path) -> None:
     first, second = _open(toy_package), _open(toy_package)
     first.forward(np.asarray([4]), 0)
-    np.testing.assert_array_equal(second.forward(np.asarray([1]), 1), _expected([1]))
+    np.testing.assert_array_equal(second.forward(np.asarray([1]), 0), _expected([1]))
 
 
 @pytest.mark.parametrize(("tokens", "position"), [([], 0), ([1] * 17, 0), ([1], 16), ([1], -1)])

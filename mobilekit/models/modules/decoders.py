@@ -8,6 +8,7 @@ last position only: nothing else is needed to generate, and a large vocabulary i
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 import torch
@@ -69,10 +70,23 @@ class DecoderProgram(nn.Module):
             buffer.zero_()
 
 
+def _bounds(slots: Tensor, positions: Tensor, window: int | None) -> list[Tensor]:
+    """Return the conditions, each (S, T) bool, under all of which a token sees a slot.
+
+    Args:
+        slots: Positions of the cache's slots, (T,).
+        positions: Positions of the tokens, (S,).
+        window: How many positions a token sees, itself included; all before it where ``None``.
+    """
+    bounds = [slots[None, :] <= positions[:, None]]
+    if window is not None:
+        bounds.append(slots[None, :] > positions[:, None] - window)
+    return bounds
+
+
 def _visible(slots: Tensor, positions: Tensor, window: int | None) -> Tensor:
-    """Return which of the cache's slots (T,) the tokens at ``positions`` (S,) see, (S, T) bool."""
-    causal = slots[None, :] <= positions[:, None]
-    return causal if window is None else causal & (slots[None, :] > positions[:, None] - window)
+    """Return which slots each token sees, (S, T) bool."""
+    return reduce(torch.logical_and, _bounds(slots, positions, window))
 
 
 class ResidentDecoder(DecoderProgram):
@@ -148,8 +162,8 @@ class ArithmeticDecoder(DecoderProgram):
 
         def visible(window: int | None) -> Tensor:
             # additive; torch.where would leave two constants of that size in the file
-            seen = _visible(slots, positions, window).to(torch.float32)
-            return ((seen - 1.0) * MASKED)[None, None]
+            bounds = [bound.to(torch.float32) for bound in _bounds(slots, positions, window)]
+            return ((reduce(torch.mul, bounds) - 1.0) * MASKED)[None, None]
 
         def update(layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
             keys, values = getattr(self, f"k{layer}"), getattr(self, f"v{layer}")
