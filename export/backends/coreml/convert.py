@@ -1,16 +1,17 @@
-"""One program (torch) → one Core ML model: capture, name the layers, convert, quantize."""
+"""One program (torch) → one Core ML model: capture, name the layers, convert."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from mobilekit.models.families.base import Program
 from mobilekit.runtime.mil.tools import coremltools, quiet
 
-from .precision import KeepFp32, router_weights
-from .scheme import WEIGHT_THRESHOLD, Scheme
+from .precision import KeepFp32
+from .scheme import Scheme
 
 _LAYER_OUTPUT = "layer_output"
 
@@ -20,8 +21,21 @@ def layer_value(index: int) -> str:
     return f"{_LAYER_OUTPUT}_{index}"
 
 
-def convert(program: Program, scheme: Scheme) -> Any:
-    """Return the ``MLModel`` of one program, single-function, not loaded by Core ML.
+@dataclass(frozen=True)
+class Converted:
+    """One program as coremltools has it.
+
+    Attributes:
+        model: ``MLModel`` of one function, not loaded by Core ML.
+        constants: Name of the constant that each parameter of the program's module became.
+    """
+
+    model: Any
+    constants: dict[str, str]
+
+
+def convert(program: Program, scheme: Scheme) -> Converted:
+    """Convert one program.
 
     Mutated buffers become states, which Core ML keeps in fp16 whatever the program computes in.
     """
@@ -31,13 +45,26 @@ def convert(program: Program, scheme: Scheme) -> Any:
     with quiet(), alias_supported(), validated_once():
         ct = coremltools()
         _restart_numbering()
-        return ct.convert(
+        model = ct.convert(
             captured,
             outputs=[ct.TensorType(name="logits", dtype=np.float32)],
             minimum_deployment_target=ct.target.iOS18,
             compute_precision=_compute_precision(ct, scheme),
+            pass_pipeline=_pipeline(ct),
             skip_model_load=True,
         )
+    parameters = captured.graph_signature.inputs_to_parameters
+    return Converted(model, {name: node for node, name in parameters.items()})
+
+
+def _pipeline(ct: Any) -> Any:
+    """Return coremltools' passes but one: equal weights of two layers must stay two constants.
+
+    ``write_package`` joins them once each is stored as its layer wants it.
+    """
+    pipeline = ct.PassPipeline()
+    pipeline.remove_passes({"common::const_deduplication"})
+    return pipeline
 
 
 def capture(program: Program) -> Any:
@@ -75,24 +102,6 @@ def _compute_precision(ct: Any, scheme: Scheme) -> Any:
     if scheme.compute == "float32":
         return ct.precision.FLOAT32
     return ct.transform.FP16ComputePrecision(op_selector=KeepFp32())
-
-
-def quantize_(program: Any) -> None:
-    """Store the weights of linears and embeddings as int8, symmetric, one scale an output row."""
-    import coremltools.optimize.coreml as cto
-    from coremltools.optimize.coreml import _quantization_passes
-
-    int8 = cto.OpLinearQuantizerConfig(
-        mode="linear_symmetric",
-        dtype="int8",
-        granularity="per_channel",
-        weight_threshold=WEIGHT_THRESHOLD,
-    )
-    config = cto.OptimizationConfig(
-        op_type_configs={"linear": int8, "gather": int8},
-        op_name_configs=dict.fromkeys(router_weights(program)),
-    )
-    _quantization_passes.linear_quantize_weights(config).apply(program)
 
 
 @contextlib.contextmanager

@@ -36,17 +36,6 @@ def kept_operations(block: Any) -> set[Any]:
     return _feeding(block, _ANCHORS)
 
 
-def router_weights(program: Any) -> set[str]:
-    """Return the names of the constants that only a top-k choice depends on."""
-    names = set()
-    for function in program.functions.values():
-        for op in _feeding(function, ("topk",)):
-            weight = op.inputs.get("weight") if op.op_type == "linear" else None
-            if weight is not None and weight.op is not None:
-                names.add(weight.op.name)
-    return names
-
-
 def _feeding(block: Any, anchors: tuple[str, ...]) -> set[Any]:
     """Return the anchors and, going backwards, the operations that feed nothing else."""
     kept: set[Any] = set()

@@ -1,4 +1,4 @@
-"""What "fp32" and "int8" mean in Core ML."""
+"""What "fp32", "fp16", "int8" and "int4" mean in Core ML."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from mobilekit.schema.manifest import Tolerance
 
-WEIGHT_THRESHOLD = 512  # elements; coremltools' own 2048 would leave small layers in float
 PREFILL_LENGTH = 32  # new tokens a prefill call
 
 
@@ -15,14 +14,14 @@ class Scheme:
     """Storage, arithmetic and parity bounds of one precision.
 
     Attributes:
-        quantized: Whether linears and embeddings are stored as int8.
+        stored: Dtype that weights are stored in, as ``WeightRecord`` names it.
         compute: Dtype of the arithmetic ("float32" or "float16", norms' statistics, rotary
             angles and routing excepted).
         tolerance: Bounds of parity with the reference.
         layer_error: Relative error (root mean square) from which on a layer counts as diverged.
     """
 
-    quantized: bool
+    stored: str
     compute: str
     tolerance: Tolerance
     layer_error: float
@@ -37,19 +36,12 @@ class Scheme:
 # tie of the router, which sends a token to another expert: the maximum is that, so its bound is
 # wide, and KL and top-1 carry the check: one value projection scaled by 1.3 moves KL to 2e-2, one
 # expert set to zero to 4e-3, one norm scaled by 1.1 to 1e-3.
+_HALF = Tolerance(max_abs=2.0, kl=5e-4, top1=0.98)
+# fp16 arithmetic, since that is what a phone's accelerators run; it costs less accuracy than
+# quantized storage does
 SCHEMES = {
-    "fp32": Scheme(
-        quantized=False,
-        compute="float32",
-        tolerance=Tolerance(max_abs=1e-2, kl=1e-6, top1=0.995),
-        layer_error=1e-3,
-    ),
-    # fp16 arithmetic, since that is what a phone's accelerators run; it costs less accuracy than
-    # int8 storage does
-    "int8": Scheme(
-        quantized=True,
-        compute="float16",
-        tolerance=Tolerance(max_abs=2.0, kl=5e-4, top1=0.98),
-        layer_error=5e-2,
-    ),
+    "fp32": Scheme("float32", "float32", Tolerance(max_abs=1e-2, kl=1e-6, top1=0.995), 1e-3),
+    "fp16": Scheme("float16", "float16", _HALF, 5e-2),
+    "int8": Scheme("int8", "float16", _HALF, 5e-2),
+    "int4": Scheme("int4", "float16", _HALF, 5e-2),
 }
