@@ -42,6 +42,7 @@ class CoreMLBackend:
         """Write ``out/model.mlpackage``; ``model`` stays as it is."""
         from .convert import convert
         from .package import package_files, write_package
+        from .quantize import Quantizer
         from .storage import stored_layers
         from .weights import weight_record
 
@@ -49,12 +50,12 @@ class CoreMLBackend:
         out.mkdir(parents=True, exist_ok=True)
         programs = export_programs(model, family, spec)
         decode = programs["decode"]
-        package = write_package(
-            {name: convert(program, scheme) for name, program in programs.items()},
-            decode.layers,
-            out,
-            stored=stored_layers(decode, spec.precision) if spec.precision.is_quantized else {},
-        )
+        layers = stored_layers(decode, spec.precision) if spec.precision.is_quantized else {}
+        quantizer = Quantizer(layers)
+        converted = {
+            name: convert(program, scheme, quantizer) for name, program in programs.items()
+        }
+        package = write_package(converted, decode.layers, out)
         return Lowered(
             files=package_files(package),
             programs={name: _record(program) for name, program in programs.items()},

@@ -11,6 +11,7 @@ from mobilekit.models.families.base import Program
 from mobilekit.runtime.mil.tools import coremltools, quiet
 
 from .precision import KeepFp32
+from .quantize import Quantizer
 from .scheme import Scheme
 
 _LAYER_OUTPUT = "layer_output"
@@ -23,19 +24,19 @@ def layer_value(index: int) -> str:
 
 @dataclass(frozen=True)
 class Converted:
-    """One program as coremltools has it.
+    """One program as Core ML has it.
 
     Attributes:
-        model: ``MLModel`` of one function, not loaded by Core ML.
-        constants: Name of the constant that each parameter of the program's module became.
+        function: Its pymil function.
+        description: Protobuf description of its inputs, outputs and states.
     """
 
-    model: Any
-    constants: dict[str, str]
+    function: Any
+    description: Any
 
 
-def convert(program: Program, scheme: Scheme) -> Converted:
-    """Convert one program.
+def convert(program: Program, scheme: Scheme, quantizer: Quantizer) -> Converted:
+    """Convert one program, and store its weights as ``quantizer`` says.
 
     Mutated buffers become states, which Core ML keeps in fp16 whatever the program computes in.
     """
@@ -53,8 +54,10 @@ def convert(program: Program, scheme: Scheme) -> Converted:
             pass_pipeline=_pipeline(ct),
             skip_model_load=True,
         )
-    parameters = captured.graph_signature.inputs_to_parameters
-    return Converted(model, {name: node for node, name in parameters.items()})
+        function = model._mil_program.functions["main"]
+        parameters = captured.graph_signature.inputs_to_parameters
+        quantizer.apply_(function, {name: node for node, name in parameters.items()})
+        return Converted(function, model.get_spec().description)
 
 
 def _pipeline(ct: Any) -> Any:

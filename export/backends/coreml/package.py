@@ -14,8 +14,6 @@ from mobilekit.runtime.mil.package import root_model
 from mobilekit.runtime.mil.tools import quiet
 
 from .convert import Converted, validated_once
-from .quantize import Quantizer
-from .storage import StoredLayer
 
 PACKAGE = "model.mlpackage"
 LAYERS_KEY = "mobilekit.layers"  # user-defined metadata: JSON list of layer paths
@@ -23,20 +21,13 @@ DEFAULT_FUNCTION = "decode"
 SPECIFICATION_VERSION = 9  # iOS 18
 
 
-def write_package(
-    converted: Mapping[str, Converted],
-    layers: tuple[str, ...],
-    out: Path,
-    *,
-    stored: Mapping[str, StoredLayer],
-) -> Path:
-    """Join single-function models into ``out/model.mlpackage``; equal weights are stored once.
+def write_package(converted: Mapping[str, Converted], layers: tuple[str, ...], out: Path) -> Path:
+    """Join functions into ``out/model.mlpackage``; equal weights are stored once.
 
     Args:
         converted: One program by the name its function gets.
         layers: Paths of the layers, kept in the package for diagnosis.
         out: Directory to write into.
-        stored: What each layer's weight is stored as; empty for an artifact in float.
 
     Returns:
         Path of the package.
@@ -44,9 +35,6 @@ def write_package(
     target = out / PACKAGE
     with quiet():
         program = _joined(converted)
-        quantizer = Quantizer(stored)
-        for name, one in converted.items():
-            quantizer.apply_(program.functions[name], one.constants)
         _share_weights(program)
         program.validate()
         with validated_once():
@@ -56,12 +44,11 @@ def write_package(
 
 
 def _joined(converted: Mapping[str, Converted]) -> Any:
-    """Return one program that has every model's only function."""
     from coremltools.converters.mil import mil
 
     program = mil.Program()
     for name, one in converted.items():
-        program.add_function(name, one.model._mil_program.functions["main"])
+        program.add_function(name, one.function)
     program.default_function_name = DEFAULT_FUNCTION
     return program
 
@@ -78,7 +65,7 @@ def _description(converted: Mapping[str, Converted]) -> Any:
 
     functions = []
     for name, each in converted.items():
-        one = each.model.get_spec().description
+        one = each.description
         functions.append(
             Model_pb2.FunctionDescription(
                 name=name, input=one.input, output=one.output, state=one.state

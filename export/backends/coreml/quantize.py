@@ -38,33 +38,43 @@ class Quantizer:
         Raises:
             UnsupportedModelError: If a layer's weight is not found, or not what the layer holds.
         """
-        by_name = {op.name.removesuffix(_HALF): op for op in function.operations if _is_const(op)}
+        by_name: dict[str, list[Any]] = {}
+        for op in function.operations:
+            if op.op_type == "const" and isinstance(op.outputs[0].val, np.ndarray):
+                by_name.setdefault(op.name.removesuffix(_HALF), []).append(op)
+        with function:  # once: leaving it walks the whole function
+            self._store_(function, by_name, constants)
+
+    def _store_(
+        self, function: Any, by_name: Mapping[str, list[Any]], constants: Mapping[str, str]
+    ) -> None:
         stored: dict[str, Any] = {}  # tied layers read one constant
+        replaced = []
         for path, layer in self._layers.items():
             names = dict.fromkeys(constants[p] for p in layer.parameters if p in constants)
-            found = [by_name[name] for name in names if name in by_name]
+            found = [op for name in names for op in by_name.get(name, ())]
             readers = [(op, reader) for op in found for reader in _readers(op, layer)]
             _check_found(path, layer, readers)
             for const, reader in readers if layer.precision != "float" else []:
                 name = f"{const.name}_{layer.precision}"
                 if name not in stored:
-                    stored[name] = self._constexpr(function, const, layer, name)
+                    stored[name] = self._constexpr(const, layer, name)
                 # the same value in another form: types need no second look
                 argument = {_WEIGHT_OF[reader.op_type]: stored[name]}
                 reader.set_inputs(no_check_var_types=True, **argument)
-        function.remove_ops([op for op in by_name.values() if not op.outputs[0].child_ops])
+                replaced.append(const)
+        function.remove_ops([op for op in dict.fromkeys(replaced) if not op.outputs[0].child_ops])
 
-    def _constexpr(self, function: Any, const: Any, layer: StoredLayer, name: str) -> Any:
+    def _constexpr(self, const: Any, layer: StoredLayer, name: str) -> Any:
         from coremltools.converters.mil import Builder as mb
 
         key = layer.parameters[0], layer.precision
         if key not in self._made:
             self._made[key] = quantized(const.outputs[0].val, layer.precision)
         data, scale = self._made[key]
-        with function:
-            return mb.constexpr_blockwise_shift_scale(
-                data=data, scale=scale, before_op=const, name=name
-            )
+        return mb.constexpr_blockwise_shift_scale(
+            data=data, scale=scale, before_op=const, name=name
+        )
 
 
 def quantized(weight: NDArray[np.float16], precision: str) -> tuple[Array, Array]:
@@ -83,10 +93,6 @@ def quantized(weight: NDArray[np.float16], precision: str) -> tuple[Array, Array
     size = weight.shape[1] // made.scale.shape[1]
     made.data[np.repeat(made.scale == 0, size, axis=1)] = 0
     return made.data, made.scale
-
-
-def _is_const(op: Any) -> bool:
-    return op.op_type == "const" and isinstance(op.outputs[0].val, np.ndarray)
 
 
 def _readers(const: Any, layer: StoredLayer) -> list[Any]:

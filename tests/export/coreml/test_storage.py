@@ -198,14 +198,14 @@ def test_a_layer_that_is_not_found_is_named(tiny_qwen3: nn.Module) -> None:
     model = copy.deepcopy(tiny_qwen3)
     spec, family = ExportSpec(Precision("int4"), CONTEXT), family_of(model)
     program = export_programs(model, family, spec)["decode"]
-    converted = convert(program, SCHEMES["int4"])
     layers = stored_layers(program, spec.precision)
-    function = converted.model._mil_program.functions["main"]
+    function = convert(program, SCHEMES["int4"], Quantizer({})).function
     path = "model.layers.1.mlp.up_proj"
-    missing = {k: v for k, v in converted.constants.items() if path not in k}
+    parameter = f"model.{path}.weight"
+    constants = {parameter: "p_" + parameter.replace(".", "_")}
     with pytest.raises(UnsupportedModelError, match=f"'{path}' is not found"):
-        Quantizer({path: layers[path]}).apply_(function, missing)
+        Quantizer({path: layers[path]}).apply_(function, {})
     with torch.no_grad():
         layers[path].module.weight[0, 0] += 1
     with pytest.raises(UnsupportedModelError, match=f"'{path}' has other values"):
-        Quantizer({path: layers[path]}).apply_(function, converted.constants)
+        Quantizer({path: layers[path]}).apply_(function, constants)
