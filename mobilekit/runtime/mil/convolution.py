@@ -47,8 +47,9 @@ def _borders(pad_type: str, pad: Array | None, rank: int) -> list[tuple[int, int
             f"MIL convolution with pad_type '{pad_type}' is not one that the evaluator knows",
             hint="Run the package on macOS, or add it to mobilekit/runtime/mil.",
         )
-    given = pad_type == "custom" and pad is not None
-    return [(int(a), int(b)) for a, b in np.reshape(pad, (-1, 2))] if given else [(0, 0)] * rank
+    if pad_type == "valid" or pad is None:
+        return [(0, 0)] * rank
+    return [(int(before), int(after)) for before, after in np.reshape(pad, (-1, 2))]
 
 
 OPS = {"conv": conv}

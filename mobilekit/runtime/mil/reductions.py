@@ -14,14 +14,14 @@ def reduce_argmax(
     x: Array, axis: int = -1, keep_dims: bool = False, output_dtype: str = "int32"
 ) -> Array:
     """Return the index of the largest entry, the first of equals."""
-    return np.argmax(x, axis=axis, keepdims=keep_dims)
+    return np.asarray(np.argmax(x, axis=axis, keepdims=keep_dims))
 
 
 def reduce_argmin(
     x: Array, axis: int = -1, keep_dims: bool = False, output_dtype: str = "int32"
 ) -> Array:
     """Return the index of the smallest entry, the first of equals."""
-    return np.argmin(x, axis=axis, keepdims=keep_dims)
+    return np.asarray(np.argmin(x, axis=axis, keepdims=keep_dims))
 
 
 def _log_sum_exp(x: Array, *, axis: Any, keepdims: bool) -> Array:
@@ -33,8 +33,9 @@ def _log_sum_exp(x: Array, *, axis: Any, keepdims: bool) -> Array:
 
 def _reduction(function: Callable[..., Any]) -> Callable[..., Any]:
     def reduce(x: Array, axes: Array | None = None, keep_dims: bool = False) -> Array:
-        given = axes is not None and len(axes) > 0
-        over = tuple(int(a) for a in axes) if given else tuple(range(x.ndim))
+        over = tuple(range(x.ndim))
+        if axes is not None and len(axes) > 0:
+            over = tuple(int(a) for a in axes)
         return np.asarray(function(x, axis=over, keepdims=keep_dims))
 
     return reduce
