@@ -19,6 +19,11 @@ PACKAGE = "model.mlpackage"
 LAYERS_KEY = "mobilekit.layers"  # user-defined metadata: JSON list of layer paths
 DEFAULT_FUNCTION = "decode"
 SPECIFICATION_VERSION = 9  # iOS 18
+_SHOWN = {  # what Xcode shows beside each input and output
+    "input_ids": "Token ids, as many as the function takes.",
+    "input_pos": "Position of the first of them; 0 starts a text.",
+    "logits": "Scores of the token that follows the last one.",
+}
 
 
 def write_package(converted: Mapping[str, Converted], layers: tuple[str, ...], out: Path) -> Path:
@@ -66,6 +71,8 @@ def _description(converted: Mapping[str, Converted]) -> Any:
     functions = []
     for name, each in converted.items():
         one = each.description
+        for item in (*one.input, *one.output):
+            item.shortDescription = _SHOWN[item.name]
         functions.append(
             Model_pb2.FunctionDescription(
                 name=name, input=one.input, output=one.output, state=one.state

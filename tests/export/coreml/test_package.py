@@ -84,6 +84,26 @@ def test_going_back_gives_the_same_logits_again(moe_fp32: Any) -> None:
     np.testing.assert_array_equal(runtime.forward(TOKENS[37:40], 37), first)
 
 
+@pytest.mark.parametrize("cuts", [[64], [1, 63], [33, 31], [31, 32, 1]])
+def test_a_text_may_be_fed_in_any_parts_and_fill_the_context(
+    moe_fp32: Any, cuts: list[int]
+) -> None:
+    tokens = np.random.default_rng(1).integers(0, 256, size=CONTEXT)
+    runtime = _open(moe_fp32)
+    reference = COREML.reference(moe_fp32.model, moe_fp32.family, moe_fp32.spec)
+    start = 0
+    for count in cuts:
+        part = tokens[start : start + count]
+        error = np.abs(runtime.forward(part, start) - reference.forward(part, start)).max()
+        assert error < BOUNDS["fp32"]
+        start += count
+
+
+def test_inputs_and_outputs_are_described(moe_fp32: Any) -> None:
+    for function in load_spec(moe_fp32.package).description.functions:
+        assert all(item.shortDescription for item in (*function.input, *function.output))
+
+
 def test_a_changed_weight_is_seen(moe_fp32: Any) -> None:
     other = copy.deepcopy(moe_fp32.model)
     with torch.no_grad():
