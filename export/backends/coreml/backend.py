@@ -15,13 +15,16 @@ from mobilekit.schema.manifest import (
     Tolerance,
 )
 
+from ...precision import Precision
 from ..base import ExportSpec, Lowered
-from .scheme import PREFILL_LENGTH, SCHEMES, WEIGHT_THRESHOLD, Scheme
+from .scheme import PREFILL_LENGTH, SCHEMES
 
 if TYPE_CHECKING:
     from torch import nn
 
     from mobilekit.runtime.base import TokenLogits
+
+_QUANTIZER = "coremltools linear_symmetric: int8, one scale a row; int4, one scale for 32 of a row"
 
 
 @dataclass(frozen=True)
@@ -40,23 +43,26 @@ class CoreMLBackend:
         """Write ``out/model.mlpackage``; ``model`` stays as it is."""
         from .convert import convert
         from .package import package_files, write_package
+        from .quantize import Quantizer
+        from .storage import stored_layers
         from .weights import weight_record
 
         scheme = SCHEMES[spec.precision.name]
         out.mkdir(parents=True, exist_ok=True)
         programs = export_programs(model, family, spec)
-        package = write_package(
-            {name: convert(program, scheme) for name, program in programs.items()},
-            programs["decode"].layers,
-            out,
-            quantized=scheme.quantized,
-        )
+        decode = programs["decode"]
+        layers = stored_layers(decode, spec.precision) if spec.precision.is_quantized else {}
+        quantizer = Quantizer(layers)
+        converted = {
+            name: convert(program, scheme, quantizer) for name, program in programs.items()
+        }
+        package = write_package(converted, decode.layers, out)
         return Lowered(
             files=package_files(package),
             programs={name: _record(program) for name, program in programs.items()},
             runtime=RuntimeRequirement(name="coreml", min="iOS18"),
-            weights=weight_record(package, stored="int8" if scheme.quantized else "float32"),
-            settings=_settings(scheme, programs),
+            weights=weight_record(package, stored=scheme.stored),
+            settings=_settings(spec.precision, programs),
         )
 
     def reference(self, model: nn.Module, family: Family, spec: ExportSpec) -> TokenLogits:
@@ -100,17 +106,21 @@ def _record(program: Program) -> ProgramRecord:
     return ProgramRecord(inputs=program.inputs, outputs=outputs, states=states)
 
 
-def _settings(scheme: Scheme, programs: dict[str, Program]) -> dict[str, object]:
+def _settings(precision: Precision, programs: dict[str, Program]) -> dict[str, object]:
+    from .storage import undivided
+
+    compute = SCHEMES[precision.name].compute
     settings: dict[str, object] = {
-        "compute_precision": scheme.compute,
+        "compute_precision": compute,
         "state_dtype": "float16",  # the only one that Core ML has, whatever it computes in
         "prefill_length": max(int(p.inputs[0].shape[1]) for p in programs.values()),
         "specification_version": 9,  # iOS 18
     }
-    if scheme.quantized:
-        settings["quantizer"] = "coremltools linear_symmetric int8, one scale an output row"
-        settings["weight_threshold"] = WEIGHT_THRESHOLD
-        settings["kept_float"] = "router, norms; rotary angles, norm statistics, routing in fp32"
+    if compute == "float16":
+        settings["kept_float32"] = "router, rotary angles, statistics of norms"
+    if precision.is_quantized:
+        settings["quantizer"] = _QUANTIZER
+        settings["int8_for_int4"] = undivided(programs["decode"], precision)
     return settings
 
 

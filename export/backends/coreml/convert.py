@@ -1,16 +1,18 @@
-"""One program (torch) → one Core ML model: capture, name the layers, convert, quantize."""
+"""One program (torch) → one Core ML model: capture, name the layers, convert."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from mobilekit.models.families.base import Program
 from mobilekit.runtime.mil.tools import coremltools, quiet
 
-from .precision import KeepFp32, router_weights
-from .scheme import WEIGHT_THRESHOLD, Scheme
+from .precision import KeepFp32
+from .quantize import Quantizer
+from .scheme import Scheme
 
 _LAYER_OUTPUT = "layer_output"
 
@@ -20,8 +22,21 @@ def layer_value(index: int) -> str:
     return f"{_LAYER_OUTPUT}_{index}"
 
 
-def convert(program: Program, scheme: Scheme) -> Any:
-    """Return the ``MLModel`` of one program, single-function, not loaded by Core ML.
+@dataclass(frozen=True)
+class Converted:
+    """One program as Core ML has it.
+
+    Attributes:
+        function: Its pymil function.
+        description: Protobuf description of its inputs, outputs and states.
+    """
+
+    function: Any
+    description: Any
+
+
+def convert(program: Program, scheme: Scheme, quantizer: Quantizer) -> Converted:
+    """Convert one program, and store its weights as ``quantizer`` says.
 
     Mutated buffers become states, which Core ML keeps in fp16 whatever the program computes in.
     """
@@ -31,13 +46,28 @@ def convert(program: Program, scheme: Scheme) -> Any:
     with quiet(), alias_supported(), validated_once():
         ct = coremltools()
         _restart_numbering()
-        return ct.convert(
+        model = ct.convert(
             captured,
             outputs=[ct.TensorType(name="logits", dtype=np.float32)],
             minimum_deployment_target=ct.target.iOS18,
             compute_precision=_compute_precision(ct, scheme),
+            pass_pipeline=_pipeline(ct),
             skip_model_load=True,
         )
+        function = model._mil_program.functions["main"]
+        parameters = captured.graph_signature.inputs_to_parameters
+        quantizer.apply_(function, {name: node for node, name in parameters.items()})
+        return Converted(function, model.get_spec().description)
+
+
+def _pipeline(ct: Any) -> Any:
+    """Return coremltools' passes but one: equal weights of two layers must stay two constants.
+
+    ``write_package`` joins them once each is stored as its layer wants it.
+    """
+    pipeline = ct.PassPipeline()
+    pipeline.remove_passes({"common::const_deduplication"})
+    return pipeline
 
 
 def capture(program: Program) -> Any:
@@ -47,11 +77,34 @@ def capture(program: Program) -> Any:
     with quiet(), torch.no_grad():
         captured = torch.export.export(program.module, program.example_inputs, strict=False)
         captured = captured.run_decompositions({})
+    _scale_queries_(captured.graph)
     for index, path in enumerate(program.layers):
         node = _last_node(captured.graph, path)
         if node is not None:
             node._rename(layer_value(index))
     return captured
+
+
+def _scale_queries_(graph: Any) -> None:
+    """Turn ``(q kᵀ) · c`` into ``(q · c) kᵀ``: unscaled scores overflow fp16 in some models."""
+    import torch
+
+    aten = torch.ops.aten
+    for node in list(graph.nodes):
+        if node.op != "call_function" or node.target is not aten.mul.Tensor:
+            continue
+        product, factor = node.args
+        if not isinstance(factor, float) or product.target is not aten.matmul.default:
+            continue
+        if len(product.users) > 1:
+            continue
+        query, key = product.args
+        with graph.inserting_before(product):
+            scaled = graph.call_function(aten.mul.Tensor, (query, factor))
+        scaled.meta = dict(query.meta)
+        product.args = (scaled, key)
+        node.replace_all_uses_with(product)
+        graph.erase_node(node)
 
 
 def _last_node(graph: Any, path: str) -> Any | None:
@@ -75,24 +128,6 @@ def _compute_precision(ct: Any, scheme: Scheme) -> Any:
     if scheme.compute == "float32":
         return ct.precision.FLOAT32
     return ct.transform.FP16ComputePrecision(op_selector=KeepFp32())
-
-
-def quantize_(program: Any) -> None:
-    """Store the weights of linears and embeddings as int8, symmetric, one scale an output row."""
-    import coremltools.optimize.coreml as cto
-    from coremltools.optimize.coreml import _quantization_passes
-
-    int8 = cto.OpLinearQuantizerConfig(
-        mode="linear_symmetric",
-        dtype="int8",
-        granularity="per_channel",
-        weight_threshold=WEIGHT_THRESHOLD,
-    )
-    config = cto.OptimizationConfig(
-        op_type_configs={"linear": int8, "gather": int8},
-        op_name_configs=dict.fromkeys(router_weights(program)),
-    )
-    _quantization_passes.linear_quantize_weights(config).apply(program)
 
 
 @contextlib.contextmanager

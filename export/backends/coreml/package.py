@@ -13,48 +13,47 @@ from mobilekit.runtime.mil import load_spec
 from mobilekit.runtime.mil.package import root_model
 from mobilekit.runtime.mil.tools import quiet
 
-from .convert import quantize_, validated_once
+from .convert import Converted, validated_once
 
 PACKAGE = "model.mlpackage"
 LAYERS_KEY = "mobilekit.layers"  # user-defined metadata: JSON list of layer paths
 DEFAULT_FUNCTION = "decode"
 SPECIFICATION_VERSION = 9  # iOS 18
+_SHOWN = {  # what Xcode shows beside each input and output
+    "input_ids": "Token ids, as many as the function takes.",
+    "input_pos": "Position of the first of them; 0 starts a text.",
+    "logits": "Scores of the token that follows the last one.",
+}
 
 
-def write_package(
-    models: Mapping[str, Any], layers: tuple[str, ...], out: Path, *, quantized: bool
-) -> Path:
-    """Join single-function models into ``out/model.mlpackage``; equal weights are stored once.
+def write_package(converted: Mapping[str, Converted], layers: tuple[str, ...], out: Path) -> Path:
+    """Join functions into ``out/model.mlpackage``; equal weights are stored once.
 
     Args:
-        models: ``MLModel`` by the name its function gets.
+        converted: One program by the name its function gets.
         layers: Paths of the layers, kept in the package for diagnosis.
         out: Directory to write into.
-        quantized: Whether weights are stored as int8.
 
     Returns:
         Path of the package.
     """
     target = out / PACKAGE
     with quiet():
-        program = _joined(models)
-        if quantized:
-            quantize_(program)
+        program = _joined(converted)
         _share_weights(program)
         program.validate()
         with validated_once():
-            _save(program, _description(models), target)
+            _save(program, _description(converted), target)
     _normalise(target, layers)
     return target
 
 
-def _joined(models: Mapping[str, Any]) -> Any:
-    """Return one program that has every model's only function."""
+def _joined(converted: Mapping[str, Converted]) -> Any:
     from coremltools.converters.mil import mil
 
     program = mil.Program()
-    for name, model in models.items():
-        program.add_function(name, model._mil_program.functions["main"])
+    for name, one in converted.items():
+        program.add_function(name, one.function)
     program.default_function_name = DEFAULT_FUNCTION
     return program
 
@@ -66,12 +65,14 @@ def _share_weights(program: Any) -> None:
     PASS_REGISTRY["common::const_deduplication"]._deduplicate_const_across_functions(program)
 
 
-def _description(models: Mapping[str, Any]) -> Any:
+def _description(converted: Mapping[str, Converted]) -> Any:
     from coremltools.proto import Model_pb2
 
     functions = []
-    for name, model in models.items():
-        one = model.get_spec().description
+    for name, each in converted.items():
+        one = each.description
+        for item in (*one.input, *one.output):
+            item.shortDescription = _SHOWN[item.name]
         functions.append(
             Model_pb2.FunctionDescription(
                 name=name, input=one.input, output=one.output, state=one.state

@@ -1,18 +1,29 @@
 """Which operations of a half-precision program must stay in fp32, and why.
 
-fp16 is what a phone's accelerators compute in. Three things do not survive it:
+fp16 is what a phone's accelerators compute in. These do not survive it:
 
 * rotary angles: position × frequency needs more than 11 bits (position 500 would be off by up to
   a quarter of a radian);
-* the statistics of a norm: the mean square of a hidden state overflows at 65 504;
-* the router: a top-k choice flips on differences that fp16 rounds away.
+* the router: a top-k choice flips on differences that fp16 rounds away;
+* norms and the residual stream that they read: a hidden state passes 65 504 in some models (its
+  mean square in most), and a sum over dozens of layers would be rounded at each. They are a few
+  elementwise operations between linears, so that linears still compute in fp16;
+* soft caps: near ±1, a tanh has 11 bits to tell logits apart;
+* decays of a state space: exp(dt · A) near 1 rounds to 1, which never forgets.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-_ANCHORS = ("cos", "sin", "reduce_mean", "rsqrt", "topk")
+_EXACT = ("cos", "sin", "reduce_mean", "rsqrt", "topk")
+_DECAYS = ("exp", "softplus")
+# what costs next to nothing in fp32; a linear or matmul does not become fp32 for what reads it
+_ELEMENTWISE = frozenset(
+    ("abs", "add", "cast", "clip", "expand_dims", "identity", "mul", "pow", "real_div", "reshape")
+    + ("select", "sqrt", "square", "squeeze", "sub", "tile", "transpose", *_DECAYS)
+)
 
 
 class KeepFp32:
@@ -32,33 +43,71 @@ class KeepFp32:
 
 
 def kept_operations(block: Any) -> set[Any]:
-    """Return the anchors and whatever feeds nothing but kept operations."""
-    return _feeding(block, _ANCHORS)
+    """Return the operations of a block that stay in fp32."""
+    operations = [op for op in block.operations if op.op_type != "const"]
+    exact = {op for op in operations if op.op_type in _EXACT}
+    kept = _with_sources(block, operations, exact)
+    light = {*kept, *_norms(operations), *_soft_caps(operations), *_decays(operations)}
+    return _with_sources(block, operations, light, only=_ELEMENTWISE)
 
 
-def router_weights(program: Any) -> set[str]:
-    """Return the names of the constants that only a top-k choice depends on."""
-    names = set()
-    for function in program.functions.values():
-        for op in _feeding(function, ("topk",)):
-            weight = op.inputs.get("weight") if op.op_type == "linear" else None
-            if weight is not None and weight.op is not None:
-                names.add(weight.op.name)
-    return names
+def _with_sources(
+    block: Any, operations: list[Any], kept: Iterable[Any], only: frozenset[str] | None = None
+) -> set[Any]:
+    """Return ``kept`` and, going backwards, the operations that feed nothing else."""
+    found = set(kept)
+    for op in reversed(operations):
+        readers = list(_readers(op))
+        if (
+            (only is None or op.op_type in only)
+            and readers
+            and all(reader in found for reader in readers)
+            and not any(var in block.outputs for var in op.outputs)
+        ):
+            found.add(op)
+    return found
 
 
-def _feeding(block: Any, anchors: tuple[str, ...]) -> set[Any]:
-    """Return the anchors and, going backwards, the operations that feed nothing else."""
-    kept: set[Any] = set()
-    for op in reversed(list(block.operations)):
-        if op.op_type == "const":
+def _norms(operations: list[Any]) -> Iterator[Any]:
+    """Yield what a norm divides, where it is a residual sum, and the division itself.
+
+    A norm is ``x · rsqrt(mean(x²) + ε)``.
+    """
+    for op in operations:
+        if op.op_type != "rsqrt":
             continue
-        readers = [child for var in op.outputs for child in var.child_ops]
-        only_kept = bool(readers) and all(reader in kept for reader in readers)
-        if op.op_type in anchors or (only_kept and not _is_output(op, block)):
-            kept.add(op)
-    return kept
+        for division in _readers(op):
+            if division.op_type != "mul":
+                continue
+            yield division
+            for var in (division.x, division.y):
+                if var.op is not None and var.op.op_type == "add":
+                    yield var.op
 
 
-def _is_output(op: Any, block: Any) -> bool:
-    return any(var in block.outputs for var in op.outputs)
+def _soft_caps(operations: list[Any]) -> Iterator[Any]:
+    """Yield each tanh, and the product that brings its range back."""
+    for op in operations:
+        if op.op_type == "tanh":
+            yield op
+            yield from (reader for reader in _readers(op) if reader.op_type == "mul")
+
+
+def _decays(operations: list[Any]) -> set[Any]:
+    """Return the decays and what they are multiplied into: the update of the state."""
+    found = {op for op in operations if op.op_type in _DECAYS}
+    for op in operations:  # in order, so that one walk reaches everything
+        makers = {var.op for var in _given(op)}
+        follows = any(m in found and m.op_type != "softplus" for m in makers if m is not None)
+        if op.op_type in _ELEMENTWISE and follows:
+            found.add(op)
+    return found
+
+
+def _readers(op: Any) -> Iterator[Any]:
+    return (reader for var in op.outputs for reader in var.child_ops)
+
+
+def _given(op: Any) -> Iterator[Any]:
+    for value in op.inputs.values():
+        yield from value if isinstance(value, list | tuple) else [value]

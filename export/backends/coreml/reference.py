@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,9 +12,11 @@ from mobilekit.models.families import Family
 from mobilekit.models.modules.static_moe import StaticMoE
 from mobilekit.runtime.coreml import chunks
 from mobilekit.runtime.eager import EagerProgram
+from mobilekit.schema.manifest import LayerPrecision
 
 from ..base import ExportSpec
-from .scheme import SCHEMES, WEIGHT_THRESHOLD, Scheme
+from .scheme import SCHEMES
+from .storage import GROUP, StoredLayer, stored_layers
 
 if TYPE_CHECKING:
     from mobilekit.runtime.base import TokenLogits
@@ -63,45 +66,50 @@ def eager_module(model: nn.Module, family: Family, spec: ExportSpec) -> tuple[An
 
     programs = export_programs(model, family, spec)
     program = programs.get("prefill", programs["decode"])
-    store_as(program.module, SCHEMES[spec.precision.name])
+    if SCHEMES[spec.precision.name].compute == "float16":
+        store_(program.module, stored_layers(program, spec.precision))
     return program.module, int(program.inputs[0].shape[1]) if "prefill" in programs else None
 
 
-def store_as(module: nn.Module, scheme: Scheme) -> None:
-    """Replace the weights of ``module`` by what the package holds; shared tensors stay shared.
+def store_(module: nn.Module, layers: Mapping[str, StoredLayer]) -> None:
+    """Replace the parameters of ``module`` by what a package in fp16 holds.
 
     The tensors themselves are not touched, since they are also the caller's.
     """
-    if scheme.compute == "float32" and not scheme.quantized:
-        return
     exempt = {id(m.router) for m in module.modules() if isinstance(m, StaticMoE)}
-    stored: dict[int, nn.Parameter] = {}
+    wanted: dict[int, LayerPrecision] = {id(la.module): la.precision for la in layers.values()}
+    made: dict[tuple[int, str], nn.Parameter] = {}  # shared tensors stay shared
     for child in module.modules():
         if id(child) in exempt:
             continue
-        for name, weight in list(child._parameters.items()):
-            if weight is None:
+        for name, parameter in list(child._parameters.items()):
+            if parameter is None:
                 continue
-            is_large = isinstance(child, nn.Linear | nn.Embedding) and name == "weight"
-            if id(weight) not in stored:
-                quantize = scheme.quantized and is_large and weight.numel() > WEIGHT_THRESHOLD
-                value = fake_quantize(weight) if quantize else round_to_fp16(weight)
-                stored[id(weight)] = nn.Parameter(value, requires_grad=False)
-            child._parameters[name] = stored[id(weight)]
+            precision = wanted.get(id(child), "float") if name == "weight" else "float"
+            key = id(parameter), precision
+            if key not in made:
+                made[key] = nn.Parameter(stored_value(parameter, precision), requires_grad=False)
+            child._parameters[name] = made[key]
 
 
-def fake_quantize(weight: Tensor) -> Tensor:
-    """Return what int8 storage leaves of a weight, shape (O, I), float32.
+def stored_value(weight: Tensor, precision: LayerPrecision) -> Tensor:
+    """Return what storage leaves of a parameter, in float32; shape (O, I) where not "float".
 
-    Source: coremltools ``quantize_weight_by_dtype``, linear_symmetric: the row's largest
-    magnitude becomes ±127. Rows are scaled in fp16, which the program's weights are in by then.
+    Source: coremltools ``quantize_weight_by_dtype``, linear_symmetric: the largest magnitude of a
+    row (int8) or group (int4) becomes the largest level. It scales in fp16, which a program's
+    weights are in by then.
     """
     half = weight.detach().to(torch.float16)
+    if precision == "float":
+        return half.to(weight.dtype)
+    largest_level, group = (7, GROUP) if precision == "int4" else (127, weight.shape[1])
+    groups = half.view(weight.shape[0], -1, group)
     # numpy's fp16 arithmetic rounds after every operation, and so does this
-    largest = half.abs().amax(dim=1, keepdim=True)
-    scale = (largest + largest) / 254
-    levels = torch.round(half / scale).clamp(-127, 127)
-    return (levels.float() * scale.float()).to(torch.float16).float()
+    largest = groups.abs().amax(dim=-1, keepdim=True)
+    scale = (largest + largest) / (2 * largest_level)
+    levels = torch.round(groups / scale).clamp(-largest_level, largest_level)
+    levels = torch.where(scale == 0, 0, levels).float()
+    return (levels * scale.float()).to(torch.float16).float().view(weight.shape)
 
 
 def round_to_fp16(value: Tensor) -> Tensor:

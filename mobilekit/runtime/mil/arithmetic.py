@@ -8,7 +8,7 @@ One function an operation, its arguments named as in the MIL specification.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,6 +76,11 @@ def cumsum(x: Array, axis: int = 0, exclusive: bool = False, reverse: bool = Fal
     return np.flip(sums, axis) if reverse else sums
 
 
+def einsum(values: Sequence[Array], equation: str) -> Array:
+    """Return the sum of products that the equation says."""
+    return np.asarray(np.einsum(equation, *values))
+
+
 def erf(x: Array) -> Array:
     """Return the error function."""
     import math
@@ -114,8 +119,9 @@ def rsqrt(x: Array, epsilon: float = 1e-12) -> Array:
 
 
 def sigmoid(x: Array) -> Array:
-    """Return the logistic function, without overflow at either end."""
-    return np.asarray(0.5 * (1 + np.tanh(0.5 * x)))
+    """Return the logistic function, exact at both ends: the exponent is never positive."""
+    small = np.exp(-np.abs(x))
+    return np.asarray(np.where(x >= 0, 1, small) / (1 + small))
 
 
 def silu(x: Array) -> Array:
@@ -131,6 +137,11 @@ def softplus(x: Array) -> Array:
 def relu(x: Array) -> Array:
     """Return ``max(x, 0)``."""
     return np.maximum(x, 0)
+
+
+def leaky_relu(x: Array, alpha: float = 0.01) -> Array:
+    """Return ``x`` where positive, else ``alpha · x``."""
+    return np.asarray(np.where(x >= 0, x, alpha * x))
 
 
 def constexpr_blockwise_shift_scale(
@@ -159,19 +170,12 @@ def _binary(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda x, y: function(x, y)
 
 
-def _reduction(function: Callable[..., Any]) -> Callable[..., Any]:
-    def reduce(x: Array, axes: Array | None = None, keep_dims: bool = False) -> Array:
-        over = None if axes is None or len(axes) == 0 else tuple(int(a) for a in axes)
-        return np.asarray(function(x, axis=over, keepdims=keep_dims))
-
-    return reduce
-
-
 _UNARY = {
     "abs": np.abs,
     "ceil": np.ceil,
     "cos": np.cos,
     "exp": np.exp,
+    "exp2": np.exp2,
     "floor": np.floor,
     "logical_not": np.logical_not,
     "round": np.rint,
@@ -191,6 +195,7 @@ _BINARY = {
     "less_equal": np.less_equal,
     "logical_and": np.logical_and,
     "logical_or": np.logical_or,
+    "logical_xor": np.logical_xor,
     "maximum": np.maximum,
     "minimum": np.minimum,
     "mod": np.mod,
@@ -199,27 +204,21 @@ _BINARY = {
     "pow": np.power,
     "sub": np.subtract,
 }
-_REDUCTIONS: dict[str, Callable[..., Any]] = {
-    "reduce_max": np.max,
-    "reduce_mean": np.mean,
-    "reduce_min": np.min,
-    "reduce_sum": np.sum,
-}
-
 OPS: dict[str, Callable[..., Any]] = {
     **{name: _unary(f) for name, f in _UNARY.items()},
     **{name: _binary(f) for name, f in _BINARY.items()},
-    **{name: _reduction(f) for name, f in _REDUCTIONS.items()},
     **{
         f.__name__: f
         for f in (
             clip,
             constexpr_blockwise_shift_scale,
             cumsum,
+            einsum,
             erf,
             gelu,
             inverse,
             layer_norm,
+            leaky_relu,
             linear,
             log,
             matmul,

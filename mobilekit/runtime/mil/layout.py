@@ -83,6 +83,15 @@ def one_hot(
     return np.moveaxis(np.where(hot, on_value, off_value), -1, axis)
 
 
+def pad(x: Array, pad: Array, mode: str = "constant", constant_val: Any = 0) -> Array:
+    """Extend the last dimensions; ``pad`` is (before, after) of each."""
+    pairs = [(int(before), int(after)) for before, after in np.reshape(pad, (-1, 2))]
+    widths = [(0, 0)] * (x.ndim - len(pairs)) + pairs
+    if mode == "constant":
+        return np.pad(x, widths, constant_values=constant_val)
+    return np.pad(x, widths, mode="edge" if mode == "replicate" else "reflect")
+
+
 def range_1d(start: Any, end: Any, step: Any) -> Array:
     """Return evenly spaced values, ``end`` excluded."""
     return np.arange(start, end, step)
@@ -92,6 +101,11 @@ def reshape(x: Array, shape: Array) -> Array:
     """Change the shape; 0 keeps that dimension, -1 is worked out."""
     sizes = [x.shape[i] if s == 0 else int(s) for i, s in enumerate(shape)]
     return np.reshape(x, sizes)
+
+
+def reverse(x: Array, axes: Array | None = None) -> Array:
+    """Reverse the order along the axes; along all where there are none."""
+    return np.flip(x, None if axes is None else tuple(int(a) for a in axes))
 
 
 def select(cond: Array, a: Array, b: Array) -> Array:
@@ -114,6 +128,34 @@ def slice_by_index(
     squeeze_mask: Array | None = None,
 ) -> Array:
     """Slice every dimension; a masked bound is open, a squeezed dimension takes one entry."""
+    return np.asarray(x[_index(x, begin, end, stride, begin_mask, end_mask, squeeze_mask)])
+
+
+def slice_update(
+    x: Array,
+    update: Array,
+    begin: Array,
+    end: Array,
+    stride: Array | None = None,
+    begin_mask: Array | None = None,
+    end_mask: Array | None = None,
+    squeeze_mask: Array | None = None,
+) -> Array:
+    """Return a copy with the slice that ``slice_by_index`` would take replaced by ``update``."""
+    y = x.copy()
+    y[_index(x, begin, end, stride, begin_mask, end_mask, squeeze_mask)] = update
+    return y
+
+
+def _index(
+    x: Array,
+    begin: Array,
+    end: Array,
+    stride: Array | None,
+    begin_mask: Array | None,
+    end_mask: Array | None,
+    squeeze_mask: Array | None,
+) -> tuple[Any, ...]:
     index: list[Any] = []
     for d in range(x.ndim):
         if squeeze_mask is not None and squeeze_mask[d]:
@@ -122,7 +164,7 @@ def slice_by_index(
         first = None if begin_mask is not None and begin_mask[d] else int(begin[d])
         last = None if end_mask is not None and end_mask[d] else int(end[d])
         index.append(slice(first, last, 1 if stride is None else int(stride[d])))
-    return np.asarray(x[tuple(index)])
+    return tuple(index)
 
 
 def slice_by_size(x: Array, begin: Array, size: Array) -> Array:
@@ -188,12 +230,15 @@ OPS = {
         gather_along_axis,
         identity,
         one_hot,
+        pad,
         range_1d,
         reshape,
+        reverse,
         select,
         shape,
         slice_by_index,
         slice_by_size,
+        slice_update,
         split,
         squeeze,
         stack,

@@ -10,7 +10,7 @@ import numpy as np
 
 from mobilekit.core.errors import NotExecutableError
 
-from . import arithmetic, layout
+from . import arithmetic, convolution, layout, reductions
 from .layout import Array
 
 
@@ -194,8 +194,9 @@ def _lookup(op: Any) -> tuple[Callable[..., Any], bool]:
         return lambda value: value, False
     if op.op_type in layout.OPS:
         return layout.OPS[op.op_type], False
-    if op.op_type in arithmetic.OPS:
-        return arithmetic.OPS[op.op_type], True
+    for table in (arithmetic.OPS, reductions.OPS, convolution.OPS):
+        if op.op_type in table:
+            return table[op.op_type], True
     raise UnsupportedMilOp(
         f"MIL operation '{op.op_type}' ({op.name}) is not one that the evaluator knows",
         hint="Run the package on macOS, or add the operation to mobilekit/runtime/mil.",
