@@ -15,7 +15,7 @@ def main() -> Answer:
     found = profile.list_devices()
     rows = []
     for entry in found:
-        facts = entry["device"]
         state = "ready" if entry["available"] else entry["reason"]
-        rows.append([entry["name"], state, facts.get("class", ""), facts.get("cpu", "")])
+        # null, or not there where the device is not: then the state says why
+        rows.append([entry["name"], state, entry.get("class") or "", entry.get("cpu") or ""])
     return Answer(found, headers=("device", "state", "class", "processor"), rows=rows)

@@ -91,6 +91,11 @@ def edit_json(path: Path, change: Callable[[Any], object]) -> None:
     path.write_text(json.dumps(data))
 
 
+def write_recipe(path: Path, **content: Any) -> Path:
+    path.write_text(json.dumps({"version": 1, "export": None, **content}))  # JSON is YAML
+    return path
+
+
 def flip_a_byte(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
