@@ -41,7 +41,8 @@ class TokenLogits(Protocol):
             Logits of the last token, shape (V,), float32.
 
         Raises:
-            UsageError: If ``position + S`` exceeds the context length, or there is no token.
+            UsageError: If ``position + S`` exceeds the context length, ``position`` is negative or
+                leaves a gap, there is no token, or one is not in the vocabulary.
         """
 
 
@@ -53,6 +54,35 @@ class FullLogits(Protocol):
         """Return the logits of all positions of one sequence, (S,) → (S, V); needs no cache."""
 
 
+def check_call(
+    tokens: Tokens, position: int, *, held: int, vocab_size: int, context_length: int
+) -> None:
+    """Refuse a call of ``forward`` that no runtime can answer; all of them refuse the same.
+
+    Args:
+        tokens: Token ids, shape (S,).
+        position: Where the first of them stands.
+        held: Positions that the cache holds.
+        vocab_size: V.
+        context_length: Most positions that the cache can hold.
+
+    Raises:
+        UsageError: With what was given and what to do.
+    """
+    check_span(len(tokens), position, context_length)
+    if position > held:
+        raise UsageError(
+            f"position {position} was given, but the cache holds {held} tokens",
+            hint="Give the tokens in order, from position 0 after a reset.",
+        )
+    for token in (int(np.min(tokens)), int(np.max(tokens))):
+        if not 0 <= token < vocab_size:
+            raise UsageError(
+                f"token id {token} is not in the vocabulary of {vocab_size}",
+                hint=f"Token ids must be in 0 … {vocab_size - 1}: use the model's own tokenizer.",
+            )
+
+
 def check_span(count: int, position: int, context_length: int) -> None:
     """Refuse what does not fit the exported context.
 
@@ -61,7 +91,11 @@ def check_span(count: int, position: int, context_length: int) -> None:
     """
     if count < 1:
         raise UsageError("an empty prompt was given", hint="Give at least one token.")
-    if position < 0 or position + count > context_length:
+    if position < 0:
+        raise UsageError(
+            f"position {position} is negative", hint="Positions count from 0, after a reset."
+        )
+    if position + count > context_length:
         raise UsageError(
             f"{count} tokens at position {position} do not fit the exported context of "
             f"{context_length}",

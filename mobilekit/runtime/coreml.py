@@ -10,7 +10,7 @@ import numpy as np
 
 from mobilekit.core.errors import InvalidInputError
 
-from .base import Logits, Tokens, check_span
+from .base import Logits, Tokens, check_call
 from .mil import load_functions, load_spec
 from .mil.layout import Array
 from .mil.tools import coremltools, quiet
@@ -62,14 +62,23 @@ class CoreMLRuntime:
         is_mac = sys.platform == "darwin"
         self._engine: _Engine = _CoreML(path, lengths) if is_mac else _Evaluator(path)
         self.name, self.version = self._engine.name, self._engine.version
+        self._held = 0
 
     def reset(self) -> None:
         """Forget everything."""
         self._engine.reset()
+        self._held = 0
 
     def forward(self, tokens: Tokens, position: int) -> Logits:
         """Return the logits of the last token, shape (V,), float32."""
-        check_span(len(tokens), position, self.context_length)
+        check_call(
+            tokens,
+            position,
+            held=self._held,
+            vocab_size=self.vocab_size,
+            context_length=self.context_length,
+        )
+        self._held = position  # what is after it is written over
         logits = None
         for function, start, stop in chunks(len(tokens), self._chunk):
             feeds = {
@@ -77,6 +86,7 @@ class CoreMLRuntime:
                 "input_pos": np.asarray([position + start], dtype=np.int32),
             }
             logits = self._engine.run(function, feeds)
+        self._held = position + len(tokens)
         return np.asarray(logits, dtype=np.float32).reshape(-1)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .base import Logits, Tokens, check_span
+from .base import Logits, Tokens, check_call
 
 
 class ProgramModule(Protocol):
@@ -52,11 +52,20 @@ class EagerProgram:
     def reset(self) -> None:
         """Forget everything."""
         self.module.reset()
+        self._held = 0
 
     @torch.no_grad()
     def forward(self, tokens: Tokens, position: int) -> Logits:
         """Return the logits of the last token, shape (V,), float32."""
-        check_span(len(tokens), position, self.context_length)
+        check_call(
+            tokens,
+            position,
+            held=self._held,
+            vocab_size=self.vocab_size,
+            context_length=self.context_length,
+        )
+        self._held = position  # what is after it is written over
         ids = torch.from_numpy(np.ascontiguousarray(tokens, dtype=np.int64))[None]
         logits = self.module(ids, torch.tensor([position]))
+        self._held = position + len(tokens)
         return logits[0, -1].float().numpy()

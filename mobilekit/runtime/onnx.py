@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from mobilekit.core.errors import InvalidInputError, UsageError
+from mobilekit.core.errors import InvalidInputError
 from mobilekit.core.optional import require
 
-from .base import Logits, Tokens, check_span
+from .base import Logits, Tokens, check_call
 
 _PAST, _PRESENT = "past_key_values.", "present."
 
@@ -53,19 +53,16 @@ class OnnxRuntime:
         self._held = 0
 
     def forward(self, tokens: Tokens, position: int) -> Logits:
-        """Return the logits of the last token, shape (V,), float32.
-
-        Raises:
-            UsageError: If the tokens do not fit, or leave a gap after what the cache holds.
-        """
-        count = len(tokens)
-        check_span(count, position, self.context_length)
-        if position > self._held:
-            raise UsageError(
-                f"position {position} was given, but the cache holds {self._held} tokens",
-                hint="Give the tokens in order, from position 0 after a reset.",
-            )
-        end = position + count
+        """Return the logits of the last token, shape (V,), float32."""
+        check_call(
+            tokens,
+            position,
+            held=self._held,
+            vocab_size=self.vocab_size,
+            context_length=self.context_length,
+        )
+        self._held = position  # what is after it is written over
+        end = position + len(tokens)
         ids = np.ascontiguousarray(tokens, dtype=np.int64)[None]
         self._binding.bind_cpu_input("input_ids", ids)
         self._binding.bind_cpu_input("attention_mask", self._ones[:, :end])

@@ -11,7 +11,7 @@ from transformers.cache_utils import DynamicCache
 
 from mobilekit.models.modules.cache import cache_argument
 
-from .base import Logits, Tokens, check_span
+from .base import Logits, Tokens, check_call, check_span
 
 
 class TorchRuntime:
@@ -39,8 +39,14 @@ class TorchRuntime:
     @torch.inference_mode()
     def forward(self, tokens: Tokens, position: int) -> Logits:
         """Return the logits of the last token, shape (V,), float32."""
-        check_span(len(tokens), position, self.context_length)
         held = int(self._cache.get_seq_length())
+        check_call(
+            tokens,
+            position,
+            held=held,
+            vocab_size=self.vocab_size,
+            context_length=self.context_length,
+        )
         if position < held:
             self._cache.crop(position - held)  # a negative count: so many positions go
         output = self.model(
