@@ -55,7 +55,13 @@ class FullLogits(Protocol):
 
 
 def check_call(
-    tokens: Tokens, position: int, *, held: int, vocab_size: int, context_length: int
+    tokens: Tokens,
+    position: int,
+    *,
+    held: int,
+    vocab_size: int,
+    context_length: int,
+    is_recurrent: bool = False,
 ) -> None:
     """Refuse a call of ``forward`` that no runtime can answer; all of them refuse the same.
 
@@ -65,16 +71,13 @@ def check_call(
         held: Positions that the cache holds.
         vocab_size: V.
         context_length: Most positions that the cache can hold.
+        is_recurrent: Whether it keeps a running state, which holds for its last token only.
 
     Raises:
         UsageError: With what was given and what to do.
     """
     check_span(len(tokens), position, context_length)
-    if position > held:
-        raise UsageError(
-            f"position {position} was given, but the cache holds {held} tokens",
-            hint="Give the tokens in order, from position 0 after a reset.",
-        )
+    check_follows(position, held, is_recurrent=is_recurrent)
     for token in (int(np.min(tokens)), int(np.max(tokens))):
         if not 0 <= token < vocab_size:
             raise UsageError(
@@ -100,4 +103,28 @@ def check_span(count: int, position: int, context_length: int) -> None:
             f"{count} tokens at position {position} do not fit the exported context of "
             f"{context_length}",
             hint="Shorten the prompt, or export with a larger --context-length.",
+        )
+
+
+def check_follows(position: int, held: int, *, is_recurrent: bool) -> None:
+    """Refuse a position that the state cannot go on from.
+
+    Args:
+        position: Where the next token stands.
+        held: Tokens that the state has seen.
+        is_recurrent: Whether it is a running state, which holds for its last token only.
+
+    Raises:
+        UsageError: If there is a gap, or a running state would have to go back.
+    """
+    if position > held:
+        raise UsageError(
+            f"position {position} was given, but the cache holds {held} tokens",
+            hint="Give the tokens in order, from position 0 after a reset.",
+        )
+    if is_recurrent and 0 < position < held:
+        raise UsageError(
+            f"position {position} was given after {held} tokens, but this model keeps a running "
+            "state, which cannot go back",
+            hint=f"Go on at position {held}, or start again at 0.",
         )
