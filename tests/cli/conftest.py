@@ -131,6 +131,8 @@ def shelf(
     edit_json(damaged("mismatched") / "config.json", lambda c: c.update(hidden_size=32))
     foreign = {"architectures": ["LlamaForCausalLM"]}
     edit_json(damaged("foreign") / "config.json", lambda c: c.update(foreign))
+    edit_json(damaged("greedy") / "config.json", lambda c: c.update(num_experts_per_tok=99))
+    edit_json(damaged("choosy") / "config.json", lambda c: c.update(num_experts_per_tok=0))
     (damaged("configless") / "config.json").unlink()
     untokenized = damaged("untokenized")
     for file in byte_tokenizer.iterdir():

@@ -30,6 +30,8 @@ CHECKPOINTS = {
     "foreign": "Supported classes: Qwen3ForCausalLM",
     "configless": "has no config.json",
     "nan": "NaN or infinite",
+    "greedy": "asks for 99 experts a token, it has 8",
+    "choosy": "asks for 0 experts a token, it has 8",
     "absent": "does not exist",
 }
 
