@@ -1,6 +1,6 @@
 """``python -m mobilekit``."""
 
-from mobilekit.cli.main import main
+from mobilekit.cli.entry import main
 
 if __name__ == "__main__":
     main()

@@ -44,11 +44,7 @@ def command(function: Callable[..., Answer]) -> Callable[..., None]:
     def run(**given: Any) -> None:
         shared = {name: given.pop(name) for name in _SHARED}
         console.configure(quiet=shared["quiet"], verbose=shared["verbose"])
-        try:
-            answer = function(**given)
-        except KeyboardInterrupt:  # here, since typer would end the process without a word
-            console.error("interrupted", "Finished steps are kept: go on with --resume.")
-            raise typer.Exit(130) from None
+        answer = function(**given)
         show(answer, as_json=shared["as_json"])
         if answer.exit_code:
             raise typer.Exit(answer.exit_code)

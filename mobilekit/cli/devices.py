@@ -16,5 +16,6 @@ def main() -> Answer:
     rows = []
     for entry in found:
         state = "ready" if entry["available"] else entry["reason"]
-        rows.append([entry["name"], state, entry.get("class", ""), entry.get("cpu") or ""])
+        # null, or not there where the device is not: then the state says why
+        rows.append([entry["name"], state, entry.get("class") or "", entry.get("cpu") or ""])
     return Answer(found, headers=("device", "state", "class", "processor"), rows=rows)

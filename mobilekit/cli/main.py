@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import typer
 
-from mobilekit.core import console
+from mobilekit.core import console, stopping
 from mobilekit.core.errors import MobileKitError
 
 COMMANDS = (
@@ -34,6 +34,13 @@ COMMANDS = (
 
 # on import they warn about kernels and classes that nothing here uses
 _NOISY = ("torchao", "torch.utils._pytree")
+_INTERRUPTED = 130
+# what a stop leaves behind, of the commands that keep something
+_AFTER_STOP = {
+    "demo": "Finished steps are kept: run the same command again, and it goes on.",
+    "recover": "Run the same command again: training goes on.",
+    "run": "Finished steps are kept: go on with --resume.",
+}
 _EPILOG = "Start here: mobilekit demo   ·   Then: mobilekit init && mobilekit run recipe.yaml"
 
 
@@ -89,7 +96,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        sys.exit(build_app()(given, standalone_mode=False))
+        verb = next((word for word in given if word in COMMANDS), "")
+        with stopping.explained(_AFTER_STOP.get(verb, stopping.NOTHING_WRITTEN)):
+            code = build_app()(given, standalone_mode=False)
+            if code == _INTERRUPTED:  # what typer makes of a KeyboardInterrupt
+                raise KeyboardInterrupt
+        sys.exit(code)
     except typer.TyperException as error:
         _explain_usage(error)
         sys.exit(error.exit_code)

@@ -21,6 +21,7 @@ from mobilekit.core.errors import InvalidInputError, MobileKitError, Unsupported
 from mobilekit.schema.plan import PLAN_FILE, Plan
 
 from . import surgery
+from .families import family_of
 from .weights import TensorEntry
 
 # what a config may not decide: code from elsewhere, other files, kernels from the hub
@@ -93,6 +94,7 @@ def skeleton_of(
     _check_depth(path, config, table)
     with _config_errors(path, cls.__name__), torch.device("meta"):
         model: nn.Module = cls(config)
+        _check_top_k(path, model)
     try:
         surgery.replay_(model, plans)
     except MobileKitError as error:
@@ -186,6 +188,18 @@ def _check_depth(path: Path, config: Any, table: Mapping[str, TensorEntry]) -> N
             f"{path} holds tensors of {len(stored)} layers, but config.json asks for {asked}",
             hint="The config and the weights do not belong together: restore both.",
         )
+
+
+def _check_top_k(path: Path, model: nn.Module) -> None:
+    """Refuse a router that is to choose more experts than there are, or none."""
+    family = family_of(model)
+    for group in family.units(model, "expert") if "expert" in family.units_of else ():
+        if not 1 <= group.minimum <= group.count:
+            raise InvalidInputError(
+                f"config.json of {path} asks for {group.minimum} experts a token, "
+                f"it has {group.count}",
+                hint="Restore config.json from the original checkpoint.",
+            )
 
 
 def _check_table(path: Path, skeleton: Any, table: Mapping[str, TensorEntry]) -> None:

@@ -42,8 +42,9 @@ class TokenLogits(Protocol):
             Logits of the last token, shape (V,), float32.
 
         Raises:
-            UsageError: If ``position + S`` exceeds the context length, there is no token, or the
-                state cannot go on from ``position``.
+            UsageError: If ``position + S`` exceeds the context length, ``position`` is negative,
+                leaves a gap or is one that a running state cannot go back to, there is no token,
+                or one is not in the vocabulary.
         """
 
 
@@ -55,6 +56,38 @@ class FullLogits(Protocol):
         """Return the logits of all positions of one sequence, (S,) → (S, V); needs no cache."""
 
 
+def check_call(
+    tokens: Tokens,
+    position: int,
+    *,
+    held: int,
+    vocab_size: int,
+    context_length: int,
+    is_recurrent: bool = False,
+) -> None:
+    """Refuse a call of ``forward`` that no runtime can answer; all of them refuse the same.
+
+    Args:
+        tokens: Token ids, shape (S,).
+        position: Where the first of them stands.
+        held: Positions that the cache holds.
+        vocab_size: V.
+        context_length: Most positions that the cache can hold.
+        is_recurrent: Whether it keeps a running state, which holds for its last token only.
+
+    Raises:
+        UsageError: With what was given and what to do.
+    """
+    check_span(len(tokens), position, context_length)
+    check_follows(position, held, is_recurrent=is_recurrent)
+    for token in (int(np.min(tokens)), int(np.max(tokens))):
+        if not 0 <= token < vocab_size:
+            raise UsageError(
+                f"token id {token} is not in the vocabulary of {vocab_size}",
+                hint=f"Token ids must be in 0 … {vocab_size - 1}: use the model's own tokenizer.",
+            )
+
+
 def check_span(count: int, position: int, context_length: int) -> None:
     """Refuse what does not fit the exported context.
 
@@ -63,7 +96,11 @@ def check_span(count: int, position: int, context_length: int) -> None:
     """
     if count < 1:
         raise UsageError("an empty prompt was given", hint="Give at least one token.")
-    if position < 0 or position + count > context_length:
+    if position < 0:
+        raise UsageError(
+            f"position {position} is negative", hint="Positions count from 0, after a reset."
+        )
+    if position + count > context_length:
         raise UsageError(
             f"{count} tokens at position {position} do not fit the exported context of "
             f"{context_length}",

@@ -10,7 +10,7 @@ import numpy as np
 
 from mobilekit.core.errors import InvalidInputError
 
-from .base import Logits, Tokens, check_follows, check_span
+from .base import Logits, Tokens, check_call
 from .mil import load_functions, load_spec
 from .mil.layout import Array
 from .mil.tools import coremltools, quiet
@@ -65,6 +65,7 @@ class CoreMLRuntime:
         is_mac = sys.platform == "darwin"
         self._engine: _Engine = _CoreML(path, lengths) if is_mac else _Evaluator(path)
         self.name, self.version = self._engine.name, self._engine.version
+        self._held = 0
 
     def reset(self) -> None:
         """Forget everything."""
@@ -73,8 +74,15 @@ class CoreMLRuntime:
 
     def forward(self, tokens: Tokens, position: int) -> Logits:
         """Return the logits of the last token, shape (V,), float32."""
-        check_span(len(tokens), position, self.context_length)
-        check_follows(position, self._held, is_recurrent=self._is_recurrent)
+        check_call(
+            tokens,
+            position,
+            held=self._held,
+            vocab_size=self.vocab_size,
+            context_length=self.context_length,
+            is_recurrent=self._is_recurrent,
+        )
+        self._held = position  # what is after it is written over
         logits = None
         for function, start, stop in chunks(len(tokens), self._chunk):
             feeds = {

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .base import Logits, Tokens, check_follows, check_span
+from .base import Logits, Tokens, check_call
 
 
 class ProgramModule(Protocol):
@@ -65,8 +65,15 @@ class EagerProgram:
     @torch.no_grad()
     def forward(self, tokens: Tokens, position: int) -> Logits:
         """Return the logits of the last token, shape (V,), float32."""
-        check_span(len(tokens), position, self.context_length)
-        check_follows(position, self._held, is_recurrent=self._is_recurrent)
+        check_call(
+            tokens,
+            position,
+            held=self._held,
+            vocab_size=self.vocab_size,
+            context_length=self.context_length,
+            is_recurrent=self._is_recurrent,
+        )
+        self._held = position  # what is after it is written over
         ids = torch.from_numpy(np.ascontiguousarray(tokens, dtype=np.int64))[None]
         logits = self.module(ids, torch.tensor([position]))
         self._held = position + len(tokens)

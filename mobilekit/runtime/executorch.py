@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from mobilekit.core import console
-from mobilekit.core.errors import InvalidInputError, UsageError
+from mobilekit.core.errors import InvalidInputError
 from mobilekit.core.optional import require
 
-from .base import Logits, Tokens, check_follows, check_span
+from .base import Logits, Tokens, check_call
 
 METHOD = "forward"
 RECURRENT = "is_recurrent"  # constant method: whether the state is a running one
@@ -66,13 +66,16 @@ class ExecutorchRuntime:
         """Return the logits of the last token, shape (V,), float32.
 
         A prompt longer than one call of the program takes is given to it in parts.
-
-        Raises:
-            UsageError: If ``position + S`` exceeds the context length, there is no token, or the
-                state cannot go on from ``position``.
         """
-        check_span(len(tokens), position, self.context_length)
-        check_follows(position, self._held, is_recurrent=self._is_recurrent)
+        check_call(
+            tokens,
+            position,
+            held=self._held,
+            vocab_size=self.vocab_size,
+            context_length=self.context_length,
+            is_recurrent=self._is_recurrent,
+        )
+        self._held = position  # what is after it is written over
         ids = np.ascontiguousarray(tokens, dtype=np.int64)
         for start in range(0, len(ids), self._longest):
             logits = self._run(ids[start : start + self._longest], position + start)
@@ -85,11 +88,11 @@ class ExecutorchRuntime:
         inputs = [torch.from_numpy(ids)[None].contiguous(), torch.tensor([position])]
         try:
             (logits,) = self._method.execute(inputs)
-        except RuntimeError as error:  # a token id outside of the vocabulary, most likely
-            raise UsageError(
+        except RuntimeError as error:  # its manifest tells another vocabulary or context, perhaps
+            raise InvalidInputError(
                 f"the program refused {len(ids)} tokens (ids {ids.min()} to {ids.max()}) at "
                 f"position {position}: {_first_line(error)}",
-                hint=f"Token ids must be in 0 … {self.vocab_size - 1}.",
+                hint="The file and its manifest do not belong together; export it anew.",
             ) from error
         # the output's memory is planned: the next call writes over it
         return logits[0, -1].float().numpy().copy()  # type: ignore[no-any-return]

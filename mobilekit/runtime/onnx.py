@@ -10,7 +10,7 @@ import numpy as np
 from mobilekit.core.errors import InvalidInputError
 from mobilekit.core.optional import require
 
-from .base import Logits, Tokens, check_follows, check_span
+from .base import Logits, Tokens, check_call
 
 _POSITIONS = ("attention_mask", "position_ids")
 _CACHE, _RUNNING = "past_key_values.", ("past_conv.", "past_ssm.")
@@ -59,13 +59,16 @@ class OnnxRuntime:
         self._held = 0
 
     def forward(self, tokens: Tokens, position: int) -> Logits:
-        """Return the logits of the last token, shape (V,), float32.
-
-        Raises:
-            UsageError: If the tokens do not fit, or leave a gap after what the cache holds.
-        """
-        check_span(len(tokens), position, self.context_length)
-        check_follows(position, self._held, is_recurrent=self._is_recurrent)
+        """Return the logits of the last token, shape (V,), float32."""
+        check_call(
+            tokens,
+            position,
+            held=self._held,
+            vocab_size=self.vocab_size,
+            context_length=self.context_length,
+            is_recurrent=self._is_recurrent,
+        )
+        self._held = position  # what is after it is written over
         ids = np.ascontiguousarray(tokens, dtype=np.int64)[None]
         if self._is_recurrent:
             self._step(ids, position)

@@ -12,7 +12,7 @@ from transformers.cache_utils import DynamicCache
 from mobilekit.models.families import family_of
 from mobilekit.models.modules.cache import cache_argument
 
-from .base import Logits, Tokens, check_follows, check_span
+from .base import Logits, Tokens, check_call, check_span
 
 _ENDLESS = 1 << 20  # positions to offer where the model sets no bound
 
@@ -47,8 +47,15 @@ class TorchRuntime:
     @torch.inference_mode()
     def forward(self, tokens: Tokens, position: int) -> Logits:
         """Return the logits of the last token, shape (V,), float32."""
-        check_span(len(tokens), position, self.context_length)
-        self._go_to(position)
+        check_call(
+            tokens,
+            position,
+            held=self._held,
+            vocab_size=self.vocab_size,
+            context_length=self.context_length,
+            is_recurrent=self._is_recurrent,
+        )
+        self._go_back_to(position)
         output = self.model(
             input_ids=self._ids(tokens),
             use_cache=True,
@@ -58,8 +65,7 @@ class TorchRuntime:
         self._held = position + len(tokens)
         return self._numpy(output.logits[0, -1])
 
-    def _go_to(self, position: int) -> None:
-        check_follows(position, self._held, is_recurrent=self._is_recurrent)
+    def _go_back_to(self, position: int) -> None:
         if position == 0:
             self.reset()
         elif position < self._held:

@@ -15,7 +15,7 @@ from mobilekit.core.errors import InvalidInputError, UsageError
 from mobilekit.core.files import read_json, safe_join, sha256_file, writing
 from mobilekit.core.suggest import did_you_mean
 
-from .manifest import BUNDLE_SCHEMA, MANIFEST_FILE, Artifact, FileRecord, Manifest
+from .manifest import MANIFEST_FILE, Artifact, FileRecord, Manifest
 
 _MAX_UNPACKED = 64 << 30
 
@@ -136,14 +136,7 @@ def _target(item: Artifact) -> str:
 
 
 def _read_manifest(root: Path) -> Manifest:
-    data = read_json(root / MANIFEST_FILE)
-    found = data.get("schema") if isinstance(data, dict) else None
-    if isinstance(found, str) and found != BUNDLE_SCHEMA and found.startswith("mobilekit.bundle/"):
-        raise InvalidInputError(
-            f"the bundle has schema {found}, this version reads {BUNDLE_SCHEMA}",
-            hint="Update MobileKit, or export the bundle with this version.",
-        )
-    manifest = Manifest.parse(data, str(root / MANIFEST_FILE))
+    manifest = Manifest.parse(read_json(root / MANIFEST_FILE), str(root / MANIFEST_FILE))
     for record in manifest.all_files():
         safe_join(root, record.path)
     return manifest

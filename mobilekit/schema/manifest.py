@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from mobilekit.core.files import sha256_json
 from mobilekit.core.strict import StrictModel
 
+from .contract import Contract
+
 BUNDLE_SCHEMA: Final = "mobilekit.bundle/1"
 MANIFEST_FILE = "manifest.json"
 
@@ -153,7 +155,7 @@ class Artifact(StrictModel):
         return sum(record.bytes for record in self.files)
 
 
-class Manifest(StrictModel):
+class Manifest(Contract):
     """The table of contents of a bundle."""
 
     schema_: Literal["mobilekit.bundle/1"] = Field(BUNDLE_SCHEMA, alias="schema")

@@ -11,6 +11,8 @@ from mobilekit.core.errors import InvalidInputError
 from mobilekit.core.files import read_json
 from mobilekit.core.strict import StrictModel
 
+from .contract import Contract
+
 PLAN_SCHEMA: Final = "mobilekit.plan/1"
 PLAN_FILE = "plan.json"
 
@@ -57,7 +59,7 @@ class TensorFile(StrictModel):
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
 
-class Plan(StrictModel):
+class Plan(Contract):
     """What one method does to one model: readable, complete, editable."""
 
     schema_: Literal["mobilekit.plan/1"] = Field(PLAN_SCHEMA, alias="schema")

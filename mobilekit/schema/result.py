@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from mobilekit.core.strict import StrictModel
 
+from .contract import Contract
+
 RESULT_SCHEMA: Final = "mobilekit.result/1"
 Letter = Literal["A", "B", "C", "D", ""]
 
@@ -73,7 +75,7 @@ class Workload(StrictModel):
     settings: dict[str, Any] = {}
 
 
-class Result(StrictModel):
+class Result(Contract):
     """One experiment on one device."""
 
     schema_: Literal["mobilekit.result/1"] = Field(RESULT_SCHEMA, alias="schema")

@@ -11,6 +11,8 @@ from mobilekit.core.errors import InvalidInputError
 from mobilekit.core.files import read_json
 from mobilekit.core.strict import StrictModel
 
+from .contract import Contract
+
 RUN_SCHEMA: Final = "mobilekit.run/1"
 RUN_FILE = "run.json"
 
@@ -61,7 +63,7 @@ class RecoveryRecord(StrictModel):
     curve: tuple[tuple[int, float], ...] = Field((), description="(step, training loss) pairs.")
 
 
-class RunRecord(StrictModel):
+class RunRecord(Contract):
     """What ``run.json`` holds."""
 
     schema_: Literal["mobilekit.run/1"] = Field(RUN_SCHEMA, alias="schema")
@@ -92,11 +94,4 @@ def read_run(run_dir: Path) -> RunRecord:
             f"{run_dir} is not a run directory: no {RUN_FILE} in it",
             hint="Give the directory that `mobilekit run RECIPE --out DIR` wrote.",
         )
-    data = read_json(path)
-    found = data.get("schema") if isinstance(data, dict) else None
-    if isinstance(found, str) and found != RUN_SCHEMA and found.startswith("mobilekit.run/"):
-        raise InvalidInputError(
-            f"{path} has schema {found}, this version reads {RUN_SCHEMA}",
-            hint="Update MobileKit, or run the recipe again with this version.",
-        )
-    return RunRecord.parse(data, str(path))
+    return RunRecord.parse(read_json(path), str(path))

@@ -91,6 +91,11 @@ def edit_json(path: Path, change: Callable[[Any], object]) -> None:
     path.write_text(json.dumps(data))
 
 
+def write_recipe(path: Path, **content: Any) -> Path:
+    path.write_text(json.dumps({"version": 1, "export": None, **content}))  # JSON is YAML
+    return path
+
+
 def flip_a_byte(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -124,8 +129,10 @@ def shelf(
     pickled = damaged("pickled")
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
     edit_json(damaged("mismatched") / "config.json", lambda c: c.update(hidden_size=32))
-    foreign = {"architectures": ["LlamaForCausalLM"]}
+    foreign = {"architectures": ["GPT2LMHeadModel"]}
     edit_json(damaged("foreign") / "config.json", lambda c: c.update(foreign))
+    edit_json(damaged("greedy") / "config.json", lambda c: c.update(num_experts_per_tok=99))
+    edit_json(damaged("choosy") / "config.json", lambda c: c.update(num_experts_per_tok=0))
     (damaged("configless") / "config.json").unlink()
     untokenized = damaged("untokenized")
     for file in byte_tokenizer.iterdir():

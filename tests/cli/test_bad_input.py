@@ -14,17 +14,12 @@ from typing import Any
 
 import pytest
 
-from .conftest import Said, edit_json, flip_a_byte, listing, split
+from .conftest import Said, edit_json, flip_a_byte, listing, split, write_recipe
 
 Refused = Callable[..., None]
 AIMER = ["--method", "aimer"]
 ONNX = ["--target", "onnx", "--precision", "fp32", "--context-length", "64"]
 TRAIN = ["--set", "objective=[next_token]", "--set", "tokens=1000"]
-
-
-def write_recipe(path: Path, **content: Any) -> Path:
-    path.write_text(json.dumps({"version": 1, "export": None, **content}))  # JSON is YAML
-    return path
 
 
 CHECKPOINTS = {
@@ -35,6 +30,8 @@ CHECKPOINTS = {
     "foreign": "Supported classes: Qwen3ForCausalLM",
     "configless": "has no config.json",
     "nan": "NaN or infinite",
+    "greedy": "asks for 99 experts a token, it has 8",
+    "choosy": "asks for 0 experts a token, it has 8",
     "absent": "does not exist",
 }
 

@@ -280,6 +280,7 @@ def test_plan_file_that_is_none(damaged: Path, content: str) -> None:
 def test_plan_file_that_does_not_fit_the_model(damaged: Path) -> None:
     edit = {"op": "keep", "unit": "expert", "layer": 0, "indices": [0, 99]}
     entry = {
+        "schema": "mobilekit.plan/1",
         "method": "aimer",
         "method_version": 1,
         "config": {},

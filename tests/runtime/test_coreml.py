@@ -121,7 +121,8 @@ def test_going_back_discards_what_was_after(runtime: CoreMLRuntime) -> None:
 def test_two_runtimes_do_not_share_states(toy_package: Path) -> None:
     first, second = _open(toy_package), _open(toy_package)
     first.forward(np.asarray([4]), 0)
-    np.testing.assert_array_equal(second.forward(np.asarray([1]), 0), _expected([1]))
+    second.forward(np.asarray([1]), 0)
+    np.testing.assert_array_equal(second.forward(np.asarray([2]), 1), _expected([1, 2]))
 
 
 @pytest.mark.parametrize(("tokens", "position"), [([], 0), ([1] * 17, 0), ([1], 16), ([1], -1)])
@@ -170,7 +171,8 @@ def test_on_macos_one_state_serves_both_functions(
         runtime.forward(np.asarray([1, 2, 3, 4, 5]), 0), _expected([1, 2, 3, 4, 5])
     )
     runtime.reset()
-    np.testing.assert_array_equal(runtime.forward(np.asarray([3]), 1), _expected([3]))
+    runtime.forward(np.asarray([2]), 0)
+    np.testing.assert_array_equal(runtime.forward(np.asarray([3]), 1), _expected([2, 3]))
 
 
 def _truncate(path: Path, share: float) -> None:
@@ -230,3 +232,12 @@ def test_manifest_cannot_point_outside(toy_package: Path, tmp_path: Path) -> Non
     )
     with pytest.raises(InvalidInputError, match="leaves the directory"):
         _open(package)
+
+
+def test_a_gap_or_a_wrong_id_is_not_answered_in_silence(runtime: CoreMLRuntime) -> None:
+    runtime.forward(np.asarray([1, 2, 3]), 0)
+    with pytest.raises(UsageError, match="the cache holds 3 tokens"):
+        runtime.forward(np.asarray([1]), 5)
+    for token in (-1, VOCAB):
+        with pytest.raises(UsageError, match=f"token id {token} is not in the vocabulary"):
+            runtime.forward(np.asarray([token]), 3)

@@ -168,3 +168,13 @@ def test_importing_it_does_not_import_the_exporter() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_gap_or_a_wrong_id_is_not_answered_in_silence(runtime: ExecutorchRuntime) -> None:
+    runtime.reset()
+    runtime.forward(np.array([1, 2, 3]), 0)
+    with pytest.raises(UsageError, match="the cache holds 3 tokens"):
+        runtime.forward(np.array([1]), 5)
+    for token in (-1, V):
+        with pytest.raises(UsageError, match=f"token id {token} is not in the vocabulary"):
+            runtime.forward(np.array([token]), 3)

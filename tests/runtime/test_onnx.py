@@ -193,3 +193,10 @@ def test_running_imports_no_torch(path: Path) -> None:
         [sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_an_id_outside_of_the_vocabulary_is_two_lines(runtime: OnnxRuntime) -> None:
+    runtime.reset()
+    for token in (-1, V):
+        with pytest.raises(UsageError, match=f"token id {token} is not in the vocabulary"):
+            runtime.forward(np.array([token]), 0)

@@ -1,0 +1,50 @@
+"""What is said when a command is stopped: the truth about what was kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from mobilekit.cli import main as entry
+
+from .conftest import Said
+
+
+def stopped(*_: Any, **__: Any) -> Any:
+    """Fail as a command does when Ctrl-C arrives inside transformers' lazy importer."""
+    try:
+        raise KeyboardInterrupt
+    except BaseException as error:
+        raise ModuleNotFoundError("Could not import module 'Qwen3MoeForCausalLM'") from error
+
+
+@pytest.mark.parametrize(
+    ("verb", "hint"),
+    [
+        ("run", "Finished steps are kept: go on with --resume."),
+        ("demo", "Finished steps are kept: run the same command again, and it goes on."),
+        ("recover", "Run the same command again: training goes on."),
+        ("export", "Nothing was written; run it again."),
+        ("plan", "Nothing was written; run it again."),
+    ],
+)
+def test_resume_is_advised_only_where_there_is_one(
+    verb: str, hint: str, mobilekit: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(entry, "build_app", lambda: stopped)
+    said = mobilekit(verb, "--out", "new")
+    assert (said.code, said.out, said.lines) == (130, "", ("error: interrupted", hint))
+
+
+def test_ctrl_c_inside_a_command_is_not_ended_by_typer_without_a_word(
+    mobilekit: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted() -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mobilekit.profile.list_devices", interrupted)
+    said = mobilekit("devices")
+    lines = ("error: interrupted", "Nothing was written; run it again.")
+    assert (said.code, said.lines) == (130, lines)
