@@ -27,7 +27,9 @@ FAST: dict[str, list[str]] = {
     "report": ["ran"],
     "methods": [],
     "devices": [],
+    "doctor": [],
 }
+OVER_THE_NETWORK = ("pull", "push")  # asked of a server of their own in tests/hub
 SLOW: dict[str, list[str]] = {
     "demo": NEW,
     "recover": ["MOE", *TRAIN, *NEW],
@@ -38,7 +40,7 @@ SLOW: dict[str, list[str]] = {
 
 
 def test_no_command_is_left_out() -> None:
-    assert sorted([*FAST, *SLOW]) == sorted(COMMANDS)
+    assert sorted([*FAST, *SLOW, *OVER_THE_NETWORK]) == sorted(COMMANDS)
 
 
 @pytest.fixture
