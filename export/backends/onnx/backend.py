@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mobilekit.core.files import atomic_write_json
 from mobilekit.core.optional import require
@@ -25,7 +25,7 @@ class OnnxBackend:
     format: Literal["onnx"] = "onnx"
     backend = "cpu"
     extra = "onnx"
-    precisions = ("fp32", "int8")
+    precisions = ("fp32", "int8", "int4")
     packages = ("onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch", "transformers")
 
     def lower(self, model: nn.Module, family: Family, spec: ExportSpec, out: Path) -> Lowered:
@@ -36,23 +36,12 @@ class OnnxBackend:
         from .capture import OPSET, capture
         from .fuse import fuse
         from .genai import CONFIG_FILE, genai_config
-        from .quantize import ACCURACY_LEVEL, quantize_model
 
-        captured = capture(model, family, spec.context_length)
-        fused = fuse(captured.model)
-        graph = write.finish(captured)
-        settings = {"opset": OPSET, "fused": fused}
-        if spec.precision.name == "int8":
-            graph, block = quantize_model(graph, exclude=captured.routers)
-            settings["quantizer"] = {
-                "tool": "onnxruntime.quantization MatMulNBits",
-                "bits": 8,
-                "block_size": block,
-                "symmetric": True,
-                "activations": "int8 a row and block" if ACCURACY_LEVEL == 4 else "float32",
-                "float32_nodes": list(captured.routers),
-            }
-        files = write.save(graph, out)
+        captured = capture(model, family, spec)
+        settings: dict[str, Any] = {"opset": OPSET, "fused": fuse(captured.model)}
+        if captured.quantized:
+            settings["quantizer"] = captured.quantized
+        files = write.save(write.finish(captured), out)
         atomic_write_json(out / CONFIG_FILE, genai_config(model.config, spec))
         path = out / files[0]
         settings["operators"] = write.operator_counts(path)
