@@ -70,9 +70,7 @@ class GroupQueryDecoder(nn.Module):
         """Return the last logits (1, 1, V), the grown cache, each layer's output (1, S, D)."""
         total = attention_mask.shape[1]
         last = (attention_mask.sum(dim=1) - 1).to(torch.int32)
-        run = AttentionRun(
-            past, last, torch.full((), total, dtype=torch.int32), self.rotation
-        )
+        run = AttentionRun(past, last, torch.full((), total, dtype=torch.int32), self.rotation)
         self._taps = []
         # a 4-D mask is taken as it is; the attention operator masks causally by itself
         mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool)

@@ -11,18 +11,22 @@ from onnx_ir.passes import common as passes
 from onnxscript.optimizer import optimize
 from onnxscript.rewriter.ort_fusions.skip_normalization import fuse_skip_rms_normalization
 
+from .merge import merge_products, pack_attention_inputs
 from .norms import NORM
 
 _OURS = ("GroupQueryAttention", "MatMulNBits", NORM, f"Skip{NORM}")
+
 
 def fuse(model: ir.Model) -> dict[str, int]:
     """Rewrite ``model`` in place; return how often each fused operator stands in it."""
     passes.ShapeInferencePass()(model)
     fuse_skip_rms_normalization(model)
+    merge_products(model)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     passes.CommonSubexpressionEliminationPass()(model)
     optimize(model)
     _drop_idle_reshapes(model)
+    pack_attention_inputs(model)
     passes.RemoveUnusedNodesPass()(model)
     counts = dict.fromkeys(_OURS, 0)
     for node in model.graph:
