@@ -36,6 +36,7 @@ class OnnxBackend:
         from .capture import OPSET, capture
         from .fuse import fuse
         from .genai import CONFIG_FILE, genai_config
+        from .moe import MIN_RUNTIME as MOE_RUNTIME
 
         captured = capture(model, family, spec)
         settings: dict[str, Any] = {"opset": OPSET, "fused": fuse(captured.model)}
@@ -46,10 +47,11 @@ class OnnxBackend:
         path = out / files[0]
         settings["operators"] = write.operator_counts(path)
         program = captured.program
+        minimum = MOE_RUNTIME if "QMoE" in settings["operators"] else MIN_RUNTIME
         return Lowered(
             files=(*files, CONFIG_FILE),
             programs={"forward": ProgramRecord(inputs=program.inputs, outputs=program.outputs)},
-            runtime=RuntimeRequirement(name="onnxruntime", min=MIN_RUNTIME),
+            runtime=RuntimeRequirement(name="onnxruntime", min=minimum),
             weights=write.weight_record(path, spec.precision.name),
             settings=settings,
         )

@@ -14,7 +14,7 @@ from onnxscript.rewriter.ort_fusions.skip_normalization import fuse_skip_rms_nor
 from .merge import merge_products, pack_attention_inputs
 from .norms import NORM
 
-_OURS = ("GroupQueryAttention", "MatMulNBits", NORM, f"Skip{NORM}")
+_OURS = ("GroupQueryAttention", "MatMulNBits", "QMoE", NORM, f"Skip{NORM}")
 
 
 def fuse(model: ir.Model) -> dict[str, int]:

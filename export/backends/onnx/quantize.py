@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from mobilekit.core.errors import UnsupportedModelError
+from mobilekit.models.modules.static_moe import StaticMoE
+from mobilekit.schema.manifest import LayerPrecision
 
-from ...precision import Precision, weight_layers
+from ...precision import Precision, checkpoint_path, weight_layers
 from .layers import BlockEmbedding, BlockLinear
-from .scheme import ACCURACY_LEVEL, BITS, BlockWeight, block_size, quantize_blocks
+from .moe import block_experts
+from .scheme import BITS, BlockWeight, block_size, quantize_blocks
 
 if TYPE_CHECKING:
     from mobilekit.models.families import Program
@@ -29,18 +32,29 @@ def quantize_program(program: Program, precision: Precision) -> dict[str, Any]:
         The record of what was done, for the artifact's settings.
     """
     stored: _Stored = {}
-    kept: list[str] = []
-    counts: Counter[str] = Counter()
+    layers = weight_layers(program)
+    chosen = {path: precision.at(path) for path in layers}
     body, prefix = program.module, "model."
-    for path, module in weight_layers(program).items():
-        chosen = precision.at(path)
-        counts[chosen] += 1
-        if chosen == "float":
-            kept.append(path)
+    experts = _replace_experts(body, chosen)
+    for path, module in layers.items():
+        if chosen[path] == "float" or path.rpartition(".")[0] in experts:
             continue
-        blocks = _blocks(module.weight, BITS[chosen], stored)
+        blocks = _blocks(module.weight, BITS[chosen[path]], stored)
         body.set_submodule(prefix + path, _layer(path, module, blocks))
-    return _record(counts, kept, stored)
+    return _record(chosen, stored, len(experts))
+
+
+def _replace_experts(body: nn.Module, chosen: dict[str, LayerPrecision]) -> set[str]:
+    """Replace the sparse blocks that one operator can do; return their paths."""
+    replaced = set()
+    blocks = [(n, m) for n, m in body.named_modules() if isinstance(m, StaticMoE)]
+    for name, moe in blocks:
+        path = checkpoint_path(name)
+        made = block_experts(moe, chosen[f"{path}.gate_up"], chosen[f"{path}.down"])
+        if made is not None:
+            body.set_submodule(name, made)
+            replaced.add(path)
+    return replaced
 
 
 def _blocks(weight: Tensor, bits: int, stored: _Stored) -> BlockWeight:
@@ -72,18 +86,18 @@ def _embedding_scale(path: str, module: nn.Embedding) -> float:
     return scale
 
 
-def _record(counts: Counter[str], kept: list[str], stored: _Stored) -> dict[str, Any]:
+def _record(
+    chosen: dict[str, LayerPrecision], stored: _Stored, sparse_blocks: int
+) -> dict[str, Any]:
     addresses = [address for address, _ in stored]
-    blocks = {f"int{bits}": set[int]() for _, bits in stored}
-    for (_, bits), weight in stored.items():
-        blocks[f"int{bits}"].add(weight.block)
     return {
         "tool": "onnxruntime.quantization MatMulNBits",
         "symmetric": True,
-        "layers": dict(counts),
-        "block_sizes": {name: sorted(sizes) for name, sizes in blocks.items()},
+        "layers": dict(Counter(chosen.values())),
+        "block_sizes": sorted({(f"int{w.bits}", w.block) for w in stored.values()}),
         "scales": "float16",
-        "activations": "int8 a row and block" if ACCURACY_LEVEL == 4 else "float32",
-        "float32_layers": kept,
+        "activations": "int8 a row and block",
+        "float32_layers": [path for path, precision in chosen.items() if precision == "float"],
         "weights_stored_twice": len(addresses) - len(set(addresses)),
+        "sparse_expert_blocks": sparse_blocks,
     }

@@ -23,7 +23,11 @@ DATA_FILE = "model.onnx.data"
 TAPS_KEY = "mobilekit.taps"
 _INLINE_LIMIT = 1_900_000_000  # bytes; a protobuf message ends at 2 GiB
 _EXTERNAL_THRESHOLD = 1024  # bytes; smaller tensors stay in the graph file
-_CODES_AND_SCALES = {"MatMulNBits": (1, 2), "GatherBlockQuantized": (0, 2)}  # of the inputs
+_CODES_AND_SCALES = {  # inputs of codes, of scales, attribute of the bits
+    "MatMulNBits": ((1, 2, "bits"),),
+    "GatherBlockQuantized": ((0, 2, "bits"),),
+    "QMoE": ((2, 3, "expert_weight_bits"), (5, 6, "expert_weight_bits")),
+}
 _STORED = {"fp32": "float32", "int8": "uint8", "int4": "uint4"}
 _SCALES, _TABLE = "scales", "rotary table"
 
@@ -121,14 +125,14 @@ def _roles(graph: onnx.GraphProto) -> dict[str, str]:
     sources = {n.output[0]: n.input[0] for n in graph.node if n.op_type in ("Cast", "Unsqueeze")}
     roles: dict[str, str] = {}
     for node in graph.node:
-        if node.op_type in _CODES_AND_SCALES:
-            bits = next(a.i for a in node.attribute if a.name == "bits")
-            codes, scales = (node.input[i] for i in _CODES_AND_SCALES[node.op_type])
-            roles[codes] = f"uint{bits}"
-            while scales in sources:
-                scales = sources[scales]
-            roles[scales] = _SCALES
-        elif node.op_type == "GroupQueryAttention":
+        attributes = {a.name: a.i for a in node.attribute}
+        for codes, scales, bits in _CODES_AND_SCALES.get(node.op_type, ()):
+            roles[node.input[codes]] = f"uint{attributes[bits]}"
+            name = node.input[scales]
+            while name in sources:
+                name = sources[name]
+            roles[name] = _SCALES
+        if node.op_type == "GroupQueryAttention":
             roles.update(dict.fromkeys(node.input[7:9], _TABLE))
     return roles
 
