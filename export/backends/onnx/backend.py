@@ -87,16 +87,19 @@ class OnnxBackend:
 
 
 MIN_RUNTIME = "1.23"  # the oldest that was tried: fp32 and int8 files give the same logits
-# fp32: 1.4e-5 was measured on the embedded model. int8: the file equals its reference to 1e-5
-# until an activation falls between two levels within rounding error; the levels after it differ
-# from there on, and at a near-tie of the router another expert runs. Over 733 positions of 8 texts
-# the largest difference was 1.16 (99 of 100 below 0.15, logits up to 16), mean KL 1.3e-4, top-1
-# 0.988; another training state gave 3.0 and 1.3e-3. So the largest difference says little, and
-# KL is the sharp check: that of wrong weights was 0.5.
+# Measured on the embedded model, 768 positions of 8 texts, logits up to 23. fp32: 1.7e-5. The few-bit
+# files equal their references to 1e-5 until an activation falls between two levels within rounding
+# error; the levels after it differ from there on, and at a near-tie of the router another expert
+# runs. So the largest difference says little, and KL is the sharp check: that of wrong weights was
+# 0.5.
+#         largest  99 of 100 below  mean KL  top-1
+#   int8   2.9      0.16             4.5e-4   0.992
+#   int4   1.4      0.27             3.0e-4   0.990
 TOLERANCES = {
     "fp32": Tolerance(max_abs=1e-3, kl=1e-5, top1=0.99),
     "int8": Tolerance(max_abs=8.0, kl=1e-2, top1=0.95),
+    "int4": Tolerance(max_abs=8.0, kl=1e-2, top1=0.95),
 }
-# relative Frobenius error of a layer's output: fp32 measured 3e-7, int8 4e-7 to 4e-3
-LAYER_LIMITS = {"fp32": 1e-4, "int8": 2e-2}
+# relative Frobenius error of a layer's output; measured 4e-7, at most 5e-3, at most 1.7e-2
+LAYER_LIMITS = {"fp32": 1e-4, "int8": 2e-2, "int4": 5e-2}
 ONNX = OnnxBackend()

@@ -100,7 +100,7 @@ def quantize_blocks(weight: Tensor, bits: int, block: int) -> BlockWeight:
         parts.append(quantizer.qbits_block_quant(columns)[:2])
     codes, scales = (torch.from_numpy(np.concatenate(part)) for part in zip(*parts, strict=True))
     halved = scales.to(torch.float16)
-    if not halved.isfinite().all():
+    if not (halved.isfinite().all() and weight.isfinite().all()):
         raise InvalidInputError(
             "a weight is not finite, or too large for a half-precision scale",
             hint="Check the checkpoint for values that are not finite.",
