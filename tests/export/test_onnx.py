@@ -237,6 +237,23 @@ def test_genai_config_names_what_the_graph_has(moe_fp32: Artifact) -> None:
     assert written["model"]["type"] == "decoder"
 
 
+@pytest.mark.parametrize("name", ["dense_fp32", "moe_int8", "moe_int4"])
+def test_the_stock_runner_generates_what_we_do(name: str, request: pytest.FixtureRequest) -> None:
+    genai = pytest.importorskip("onnxruntime_genai")
+    artifact: Artifact = request.getfixturevalue(name)
+    prompt = _tokens(6).tolist()
+    model = genai.Model(str(artifact.out))
+    options = genai.GeneratorParams(model)
+    options.set_search_options(max_length=T - 8, do_sample=False)
+    generator = genai.Generator(model, options)
+    generator.append_tokens(np.array([prompt], dtype=np.int32))
+    while not generator.is_done():
+        generator.generate_next_token()
+    found = [int(token) for token in generator.get_sequence(0)]
+    ours = greedy(artifact.runtime(), prompt, T - 8 - 6, stop=frozenset({0}))
+    assert found == prompt + ours
+
+
 def test_the_record_names_inputs_and_outputs_of_the_file(dense_fp32: Artifact) -> None:
     program = dense_fp32.lowered.programs["forward"]
     graph = onnx.load(dense_fp32.path).graph

@@ -48,7 +48,11 @@ def group_query_attention(
     past_key, past_value = run.past[2 * module.layer_idx : 2 * module.layer_idx + 2]
     inputs = [t.transpose(1, 2).reshape(1, length, -1) for t in (query, key, value)]
     inputs += [past_key, past_value, run.last, run.total]
-    attributes = {"num_heads": heads, "kv_num_heads": kv_heads, "scale": float(scaling)}
+    attributes: dict[str, Any] = {
+        "num_heads": heads,
+        "kv_num_heads": kv_heads,
+        "scale": float(scaling),
+    }
     if (tables := run.rotation.take()) is not None:
         inputs += [tables.cos, tables.sin]
         attributes["do_rotary"] = 1

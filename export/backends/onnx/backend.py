@@ -87,11 +87,11 @@ class OnnxBackend:
 
 
 MIN_RUNTIME = "1.23"  # the oldest that was tried: fp32 and int8 files give the same logits
-# Measured on the embedded model, 768 positions of 8 texts, logits up to 23. fp32: 1.7e-5. The few-bit
-# files equal their references to 1e-5 until an activation falls between two levels within rounding
-# error; the levels after it differ from there on, and at a near-tie of the router another expert
-# runs. So the largest difference says little, and KL is the sharp check: that of wrong weights was
-# 0.5.
+# Measured on the embedded model, 768 positions of 8 texts, logits up to 23. fp32: 1.7e-5. The
+# few-bit files equal their references to 1e-5 until an activation falls between two levels within
+# rounding error; the levels after it differ from there on, and at a near-tie of the router another
+# expert runs. So the largest difference says little, and KL is the sharp check: that of wrong
+# weights was 0.5.
 #         largest  99 of 100 below  mean KL  top-1
 #   int8   2.9      0.16             4.5e-4   0.992
 #   int4   1.4      0.27             3.0e-4   0.990

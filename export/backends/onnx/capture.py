@@ -53,10 +53,11 @@ class GroupQueryDecoder(nn.Module):
 
     def __init__(self, program: Program, context_length: int) -> None:
         super().__init__()
-        self.model: Any = program.module.get_submodule("model")
-        self.model.config._attn_implementation = ATTENTION
-        self.rotation = Rotation(self.model, context_length)
-        replace_norms(self.model)
+        body: Any = program.module.get_submodule("model")
+        self.model = body
+        body.config._attn_implementation = ATTENTION
+        self.rotation = Rotation(body, context_length)
+        replace_norms(body)
         self._taps: list[Tensor] = []
         for path in program.layers:
             program.module.get_submodule(path).register_forward_hook(self._tap)

@@ -44,6 +44,8 @@ class BlockLinear(_BlockLayer):
         bias: (N,) float32 or ``None``.
     """
 
+    bias: Tensor | None
+
     def __init__(self, stored: BlockWeight, bias: Tensor | None) -> None:
         super().__init__(stored)
         self.register_buffer("bias", None if bias is None else bias.detach())

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 _SAME = ("K", "bits", "block_size", "accuracy_level")
 _CODES, _SCALES, _BIAS = 1, 2, 5  # inputs of MatMulNBits
@@ -101,7 +103,7 @@ def _initializer(node: ir.Node, index: int) -> ir.Value:
     return value
 
 
-def _constant(graph: ir.Graph, array: np.ndarray, name: str) -> ir.Value:  # type: ignore[type-arg]
+def _constant(graph: ir.Graph, array: NDArray[Any], name: str) -> ir.Value:
     value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
     value.dtype, value.shape = ir.DataType.from_numpy(array.dtype), ir.Shape(array.shape)
     graph.register_initializer(value)

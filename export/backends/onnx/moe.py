@@ -61,6 +61,11 @@ class BlockMoE(nn.Module):
         down: Rows of all experts, (E·D, F).
     """
 
+    gate_up_codes: Tensor
+    gate_up_scales: Tensor
+    down_codes: Tensor
+    down_scales: Tensor
+
     def __init__(self, moe: StaticMoE, gate_up: BlockWeight, down: BlockWeight) -> None:
         super().__init__()
         self.router = moe.router
@@ -83,7 +88,7 @@ class BlockMoE(nn.Module):
         if self.normalize:
             weights = weights / weights.sum(dim=-1, keepdim=True)
         output = torch.zeros_like(hidden_states)
-        for expert in chosen.unique().tolist():
+        for expert in torch.unique(chosen).tolist():
             token, slot = (chosen == expert).nonzero(as_tuple=True)
             made = self._expert(expert, hidden_states[0, token])
             output[0].index_add_(0, token, made * weights[token, slot, None])
@@ -105,8 +110,8 @@ class BlockMoE(nn.Module):
 
     def _emit(self, hidden_states: Tensor, logits: Tensor) -> Tensor:
         gate_up, _ = self.stored
-        first = (self.gate_up_codes, self.gate_up_scales.float(), None)  # type: ignore[operator]
-        second = (self.down_codes, self.down_scales.float(), None)  # type: ignore[operator]
+        first = (self.gate_up_codes, self.gate_up_scales.float(), None)
+        second = (self.down_codes, self.down_scales.float(), None)
         inputs: list[Any] = [hidden_states, logits, *first, *second]
         if not self.normalize:  # by itself the operator's softmax is over the chosen k only
             inputs += [None] * 6 + [F.softmax(logits, dim=-1)]

@@ -22,6 +22,8 @@ class EmittedNorm(nn.Module):
         eps: Added to the mean square.
     """
 
+    gain: Tensor
+
     def __init__(self, gain: Tensor, eps: float) -> None:
         super().__init__()
         self.register_buffer("gain", gain)

@@ -95,7 +95,7 @@ def quantize_blocks(weight: Tensor, bits: int, block: int) -> BlockWeight:
     config = tool.DefaultWeightOnlyQuantConfig(block_size=block, is_symmetric=True, bits=bits)
     quantizer = tool.DefaultWeightOnlyQuantizer(config)
     parts = []
-    for rows in weight.detach().split(_ROWS_AT_ONCE):
+    for rows in torch.split(weight.detach(), _ROWS_AT_ONCE):
         columns = np.ascontiguousarray(rows.float().numpy().T)  # (K, N), the layout of MatMul
         parts.append(quantizer.qbits_block_quant(columns)[:2])
     codes, scales = (torch.from_numpy(np.concatenate(part)) for part in zip(*parts, strict=True))
