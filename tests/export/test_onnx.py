@@ -41,10 +41,9 @@ class Artifact:
         return OnnxRuntime(self.path, context_length=T, vocab_size=V, threads=1)
 
 
-def _lower(model: nn.Module, precision: str, out: Path) -> Artifact:
-    spec = ExportSpec(
-        Precision(precision), T, bos_token_id=None, eos_token_ids=(0,), pad_token_id=None
-    )
+def _lower(model: nn.Module, precision: str, out: Path, **overrides: Any) -> Artifact:
+    chosen = Precision(precision, tuple(overrides.items()))
+    spec = ExportSpec(chosen, T, bos_token_id=None, eos_token_ids=(0,), pad_token_id=None)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     implementation = model.config._attn_implementation  # type: ignore[union-attr]
     lowered = ONNX.lower(model, family_of(model), spec, out)
@@ -68,6 +67,18 @@ def moe_fp32(tiny_qwen3_moe: nn.Module, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="module")
 def moe_int8(tiny_qwen3_moe: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return _lower(tiny_qwen3_moe, "int8", tmp_path_factory.mktemp("moe_int8"))
+
+
+@pytest.fixture(scope="module")
+def moe_int4(tiny_qwen3_moe: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return _lower(tiny_qwen3_moe, "int4", tmp_path_factory.mktemp("moe_int4"))
+
+
+@pytest.fixture(scope="module")
+def dense_mixed(tiny_qwen3: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """int4, but the head in int8 and one layer's attention in float."""
+    overrides: Any = {"lm_head": "int8", "*.0.self_attn.*": "float"}
+    return _lower(tiny_qwen3, "int4", tmp_path_factory.mktemp("dense_mixed"), **overrides)
 
 
 def _tokens(count: int) -> Any:
@@ -112,25 +123,37 @@ def test_fp32_reference_agrees_and_greedy_continuations_are_equal(moe_fp32: Arti
     assert greedy(moe_fp32.runtime(), prompt, 20) == greedy(eager, prompt, 20)
 
 
-def test_int8_is_near_its_own_reference_and_less_so_to_fp32(moe_int8: Artifact) -> None:
-    family, spec = family_of(moe_int8.model), moe_int8.spec
-    same = ONNX.reference(moe_int8.model, family, spec)
-    tokens, runtime = _tokens(T), moe_int8.runtime()
-    errors = {"same": 0.0, "fp32": 0.0}
-    exact = _full_logits(moe_int8.model, tokens)
+QUANTIZED = pytest.mark.parametrize("name", ["moe_int8", "moe_int4", "dense_mixed"])
+
+
+@QUANTIZED
+def test_it_is_near_its_own_reference_and_less_so_to_fp32(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    artifact: Artifact = request.getfixturevalue(name)
+    family, spec = family_of(artifact.model), artifact.spec
+    same = ONNX.reference(artifact.model, family, spec)
+    tokens, runtime = _tokens(T), artifact.runtime()
+    errors: dict[str, list[float]] = {"same": [], "fp32": []}
+    exact = _full_logits(artifact.model, tokens)
     for position, token in enumerate(tokens):
         found = runtime.forward(np.array([token]), position)
         expected = same.forward(np.array([token]), position)
-        errors["same"] = max(errors["same"], float(np.abs(found - expected).max()))
-        errors["fp32"] = max(errors["fp32"], float(np.abs(found - exact[position]).max()))
-    assert errors["same"] <= ONNX.tolerance(spec).max_abs
-    assert 1e-4 < errors["fp32"] < 0.1 * np.abs(exact).max()
-    assert errors["same"] < errors["fp32"] / 2
+        errors["same"].append(float(np.abs(found - expected).max()))
+        errors["fp32"].append(float(np.abs(found - exact[position]).max()))
+    assert max(errors["same"]) <= ONNX.tolerance(spec).max_abs
+    assert 1e-4 < max(errors["fp32"]) < (0.1 if spec.precision.name == "int8" else 0.4)
+    # the median: at a near-tie of a router another expert runs, and the largest says little
+    assert np.median(errors["same"]) < np.median(errors["fp32"]) / 2
 
 
-def test_int8_matches_its_reference_exactly_before_any_rounding_tie(moe_int8: Artifact) -> None:
-    same = ONNX.reference(moe_int8.model, family_of(moe_int8.model), moe_int8.spec)
-    runtime, errors = moe_int8.runtime(), []
+@QUANTIZED
+def test_it_matches_its_reference_exactly_before_any_rounding_tie(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    artifact: Artifact = request.getfixturevalue(name)
+    same = ONNX.reference(artifact.model, family_of(artifact.model), artifact.spec)
+    runtime, errors = artifact.runtime(), []
     for token in range(0, V, 8):
         runtime.reset()
         same.reset()
@@ -139,39 +162,60 @@ def test_int8_matches_its_reference_exactly_before_any_rounding_tie(moe_int8: Ar
     assert np.median(errors) < 1e-5
 
 
-def test_int8_stores_95_percent_experts_and_embedding_included(
-    moe_int8: Artifact, moe_fp32: Artifact
+@pytest.mark.parametrize(
+    ("name", "dtype", "bits"), [("moe_int8", "uint8", 8), ("moe_int4", "uint4", 4)]
+)
+def test_weights_are_stored_in_few_bits_experts_and_embedding_included(
+    name: str, dtype: str, bits: int, moe_fp32: Artifact, request: pytest.FixtureRequest
 ) -> None:
-    weights = moe_int8.lowered.weights
-    assert weights.share_at_precision >= 0.95
-    elements = sum(p.numel() for p in moe_int8.model.parameters())
+    artifact: Artifact = request.getfixturevalue(name)
+    weights = artifact.lowered.weights
+    assert weights.share_at_precision >= 0.94  # the routers are 1 / 63 of this tiny model
+    elements = sum(p.numel() for p in artifact.model.parameters())
     routers = 2 * 8 * 64  # layers, experts, hidden
-    assert elements - routers - 600 < weights.bytes_by_dtype["uint8"] < elements  # 600: norms
+    stored = weights.bytes_by_dtype[dtype] * 8 // bits
+    assert elements - routers - 600 < stored < elements  # 600: norms
     assert moe_fp32.lowered.weights.share_at_precision == 1.0
-    assert moe_int8.path.stat().st_size < moe_fp32.path.stat().st_size / 3
+    assert artifact.path.stat().st_size < moe_fp32.path.stat().st_size / 3
 
 
-def test_only_the_routers_multiply_in_float(moe_int8: Artifact) -> None:
-    operators = moe_int8.lowered.settings["operators"]
-    assert operators["MatMul"] == 2
-    assert operators["MatMulNBits"] == 2 * (4 + 2) + 1
+def test_overrides_are_stored_as_asked(dense_mixed: Artifact) -> None:
+    stored = dense_mixed.lowered.weights.bytes_by_dtype
+    attention = 2 * 64 * 64 + 2 * 64 * 32
+    mlp = 3 * 64 * 96
+    assert stored["uint8"] == V * 64
+    assert stored["uint4"] * 2 == V * 64 + attention + 2 * mlp
+    assert 0 <= stored["float32"] - 4 * attention < 4 * 600
+    assert dense_mixed.lowered.settings["quantizer"]["weights_stored_twice"] == 1
+
+
+def test_a_tied_table_is_stored_once(moe_int4: Artifact) -> None:
+    nodes = {n.op_type: n for n in onnx.load(moe_int4.path).graph.node}
+    head = onnx.load(moe_int4.path).graph.node[-1]
+    assert head.op_type == "MatMulNBits"
+    assert nodes["GatherBlockQuantized"].input[0] == head.input[1]
+
+
+def test_only_the_routers_multiply_in_float(moe_int4: Artifact) -> None:
+    operators = moe_int4.lowered.settings["operators"]
+    assert operators["MatMul"] == operators["QMoE"] == 2
+    assert operators["MatMulNBits"] == 2 * 2 + 1  # one for queries, keys and values
     assert operators["GatherBlockQuantized"] == 1
-    assert "Gather" not in operators
-    shapes = {tuple(i.dims) for i in onnx.load(moe_int8.path).graph.initializer if i.data_type == 1}
-    assert (64, 8) in shapes  # the router, as MatMul wants it
+    assert not {"Gather", "TopK", "Softmax"} & set(operators)
+    graph = onnx.load(moe_int4.path).graph
+    assert (64, 8) in {tuple(i.dims) for i in graph.initializer}  # the router, as MatMul wants it
 
 
-@pytest.mark.parametrize("name", ["dense_fp32", "moe_fp32", "moe_int8"])
+@pytest.mark.parametrize("name", ["dense_fp32", "moe_fp32", "moe_int8", "dense_mixed"])
 def test_attention_norms_and_rotations_are_one_operator_each(
     name: str, request: pytest.FixtureRequest
 ) -> None:
     artifact: Artifact = request.getfixturevalue(name)
     operators = artifact.lowered.settings["operators"]
     assert operators["GroupQueryAttention"] == 2
-    assert operators["RotaryEmbedding"] == 4
     assert operators["SimplifiedLayerNormalization"] == 1 + 2 * 2
     assert operators["SkipSimplifiedLayerNormalization"] == 2 * 2
-    assert not {"Pow", "Neg", "Expand", "Where"} & set(operators)
+    assert not {"Pow", "Neg", "Cos", "Sin", "Expand", "Where"} & set(operators)
 
 
 def test_genai_config_names_what_the_graph_has(moe_fp32: Artifact) -> None:
@@ -193,6 +237,23 @@ def test_genai_config_names_what_the_graph_has(moe_fp32: Artifact) -> None:
     assert written["model"]["type"] == "decoder"
 
 
+@pytest.mark.parametrize("name", ["dense_fp32", "moe_int8", "moe_int4"])
+def test_the_stock_runner_generates_what_we_do(name: str, request: pytest.FixtureRequest) -> None:
+    genai = pytest.importorskip("onnxruntime_genai")
+    artifact: Artifact = request.getfixturevalue(name)
+    prompt = _tokens(6).tolist()
+    model = genai.Model(str(artifact.out))
+    options = genai.GeneratorParams(model)
+    options.set_search_options(max_length=T - 8, do_sample=False)
+    generator = genai.Generator(model, options)
+    generator.append_tokens(np.array([prompt], dtype=np.int32))
+    while not generator.is_done():
+        generator.generate_next_token()
+    found = [int(token) for token in generator.get_sequence(0)]
+    ours = greedy(artifact.runtime(), prompt, T - 8 - 6, stop=frozenset({0}))
+    assert found == prompt + ours
+
+
 def test_the_record_names_inputs_and_outputs_of_the_file(dense_fp32: Artifact) -> None:
     program = dense_fp32.lowered.programs["forward"]
     graph = onnx.load(dense_fp32.path).graph
@@ -209,7 +270,7 @@ def test_the_file_says_nothing_of_the_exporting_machine(dense_fp32: Artifact) ->
     assert str(Path(torch.__file__).parent).encode() not in data
 
 
-@pytest.mark.parametrize("name", ["moe_fp32", "moe_int8"])
+@pytest.mark.parametrize("name", ["moe_fp32", "moe_int8", "moe_int4"])
 def test_diagnose_names_the_layer_whose_weight_differs(
     name: str, request: pytest.FixtureRequest
 ) -> None:

@@ -1,9 +1,8 @@
 """Capture: the family's program as an ONNX graph that ONNX Runtime runs well.
 
-Attention leaves as one ``GroupQueryAttention`` a layer, the operator of ``onnxruntime-genai``'s own
-graphs: it appends to the cache, repeats no key head, and lets a host bind one buffer as past and
-present. It is put in through transformers' attention interface, so any decoder that uses the
-interface comes out the same way.
+Attention, norms and few-bit layers leave as the operators of ``onnxruntime-genai``'s own graphs.
+They are put in through transformers' attention interface and in the place of modules, so any
+decoder that uses the interface comes out the same way.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,28 +20,22 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mobilekit.models.families import Phase, Program, StateForm
 from mobilekit.models.modules.cache import DelegatedCache, cache_argument
-from mobilekit.models.modules.static_moe import StaticMoE
+
+from ...precision import checkpoint_path
+from .attention import ATTENTION, AttentionRun, group_query_attention
+from .norms import replace_norms
+from .quantize import quantize_program
+from .rotary import Rotation
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from mobilekit.models.families import Family
 
+    from ..base import ExportSpec
+
 OPSET = 21
-CONTRIB = "com.microsoft"
 TAP_SUFFIX = ".hidden"
-_ATTENTION = "mobilekit_group_query_attention"
-_SCOPES = "pkg.torch.onnx.name_scopes"
-
-
-@dataclass
-class _Run:
-    """What one forward of :class:`GroupQueryDecoder` hands to its attention calls."""
-
-    past: list[Tensor]  # [k0, v0, k1, …], each (1, Hkv, P, Dh)
-    last: Tensor  # (1,) int32, index of the last valid position
-    total: Tensor  # () int32, P + S
-    present: list[Tensor] = field(default_factory=list)
 
 
 def _new_states_only(_layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,47 +43,21 @@ def _new_states_only(_layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, T
     return key, value
 
 
-def _group_query_attention(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    run: _Run,
-    scaling: float,
-    **_unused: Any,
-) -> tuple[Tensor, None]:
-    """Emit ``GroupQueryAttention``; query (1, H, S, Dh), key and value (1, Hkv, S, Dh)."""
-    heads, length, head_dim = query.shape[1:]
-    kv_heads = key.shape[1]
-    past_key, past_value = run.past[2 * module.layer_idx : 2 * module.layer_idx + 2]
-    packed = [t.transpose(1, 2).reshape(1, length, -1) for t in (query, key, value)]
-    grown = [1, kv_heads, past_key.shape[2] + length, head_dim]
-    output, *present = torch.onnx.ops.symbolic_multi_out(
-        f"{CONTRIB}::GroupQueryAttention",
-        (*packed, past_key, past_value, run.last, run.total),
-        {"num_heads": heads, "kv_num_heads": kv_heads, "scale": float(scaling)},
-        dtypes=(query.dtype,) * 3,
-        shapes=([1, length, heads * head_dim], grown, grown),
-        version=1,
-    )
-    run.present.extend(present)
-    return output.view(1, length, heads, head_dim), None
-
-
 class GroupQueryDecoder(nn.Module):
     """The explicit-cache program with contrib attention and the layers' outputs as taps.
 
     Args:
         program: Explicit-state program of a family; its (private) copy of the model is changed.
+        context_length: Positions that the cache holds.
     """
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, context_length: int) -> None:
         super().__init__()
-        self.model: Any = program.module.get_submodule("model")
-        config: Any = self.model.config
-        config._attn_implementation = _ATTENTION
+        body: Any = program.module.get_submodule("model")
+        self.model = body
+        body.config._attn_implementation = ATTENTION
+        self.rotation = Rotation(body, context_length)
+        replace_norms(body)
         self._taps: list[Tensor] = []
         for path in program.layers:
             program.module.get_submodule(path).register_forward_hook(self._tap)
@@ -104,7 +71,7 @@ class GroupQueryDecoder(nn.Module):
         """Return the last logits (1, 1, V), the grown cache, each layer's output (1, S, D)."""
         total = attention_mask.shape[1]
         last = (attention_mask.sum(dim=1) - 1).to(torch.int32)
-        run = _Run(past, last, torch.full((), total, dtype=torch.int32))
+        run = AttentionRun(past, last, torch.full((), total, dtype=torch.int32), self.rotation)
         self._taps = []
         # a 4-D mask is taken as it is; the attention operator masks causally by itself
         mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool)
@@ -148,52 +115,46 @@ class Captured:
     """An ONNX graph and what the later steps need to know about it.
 
     Attributes:
-        model: The graph, float32, with the layers' outputs as extra graph outputs.
+        model: The graph, with the layers' outputs as extra graph outputs.
         program: The family's program, whose inputs and outputs the graph has.
         taps: Layer path in the checkpoint ("model.layers.0") → name of its output's value.
-        routers: Names of the nodes that compute router logits, which stay float32.
+        quantized: The record of the few-bit layers; empty for a float precision.
     """
 
     model: ir.Model
     program: Program
     taps: dict[str, str]
-    routers: tuple[str, ...]
+    quantized: dict[str, Any]
 
 
-def capture(model: nn.Module, family: Family, context_length: int) -> Captured:
+def capture(model: nn.Module, family: Family, spec: ExportSpec) -> Captured:
     """Trace the model's dynamic-length program to ONNX; ``model`` stays as it is."""
-    ALL_ATTENTION_FUNCTIONS.register(_ATTENTION, _group_query_attention)
-    phase = Phase("forward", StateForm.EXPLICIT, context_length)
+    ALL_ATTENTION_FUNCTIONS.register(ATTENTION, group_query_attention)
+    phase = Phase("forward", StateForm.EXPLICIT, spec.context_length)
     program = family.export_program(model, phase)
-    taps = {path.removeprefix("model."): "" for path in program.layers}
-    taps = {path: path + TAP_SUFFIX for path in taps}
-    routers = [n for n, m in program.module.named_modules() if isinstance(m, StaticMoE)]
-    with _quiet(), torch.no_grad():
+    quantized = {}
+    if spec.precision.is_quantized:
+        quantized = quantize_program(program, spec.precision)
+    taps = {path: path + TAP_SUFFIX for path in map(checkpoint_path, program.layers)}
+    tables: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    decoder: nn.Module
+    if program.is_recurrent:
+        decoder = TappedProgram(program)
+    else:
+        decoder = GroupQueryDecoder(program, spec.context_length)
+        tables = decoder.rotation.taken_out()
+    with _quiet(), torch.no_grad(), tables:
         exported = torch.onnx.export(
-            TappedProgram(program) if program.is_recurrent else GroupQueryDecoder(program),
+            decoder,
             program.example_inputs,
             dynamo=True,
             opset_version=OPSET,
             dynamic_shapes=program.dynamic_shapes,
-            input_names=[spec.name for spec in program.inputs],
-            output_names=[*(spec.name for spec in program.outputs), *taps.values()],
+            input_names=[value.name for value in program.inputs],
+            output_names=[*(value.name for value in program.outputs), *taps.values()],
             verbose=False,
         )
-    graph = exported.model  # type: ignore[union-attr]
-    return Captured(graph, program, taps, _linear_nodes(graph, [f"{n}.router" for n in routers]))
-
-
-def _linear_nodes(model: ir.Model, paths: list[str]) -> tuple[str, ...]:
-    """Return the nodes' names of the linears at ``paths``, by the scopes the exporter records."""
-    found = {
-        path: node.name
-        for node in model.graph
-        for path in paths
-        if node.op_type == "MatMul" and f"'{path}'" in node.metadata_props.get(_SCOPES, "")
-    }
-    if missing := [path for path in paths if path not in found]:
-        raise RuntimeError(f"the exporter left no MatMul for {missing}")
-    return tuple(str(found[path]) for path in paths)
+    return Captured(exported.model, program, taps, quantized)  # type: ignore[union-attr]
 
 
 @contextlib.contextmanager

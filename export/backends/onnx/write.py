@@ -15,8 +15,6 @@ from onnx_ir.passes import common as passes
 from mobilekit.core.errors import InvalidInputError
 from mobilekit.schema.manifest import WeightRecord
 
-from .quantize import BITS
-
 if TYPE_CHECKING:
     from .capture import Captured
 
@@ -25,8 +23,13 @@ DATA_FILE = "model.onnx.data"
 TAPS_KEY = "mobilekit.taps"
 _INLINE_LIMIT = 1_900_000_000  # bytes; a protobuf message ends at 2 GiB
 _EXTERNAL_THRESHOLD = 1024  # bytes; smaller tensors stay in the graph file
-_QUANTIZED_OPS = ("MatMulNBits", "GatherBlockQuantized")
-_STORED = {"fp32": "float32", "int8": f"uint{BITS}"}
+_CODES_AND_SCALES = {  # inputs of codes, of scales, attribute of the bits
+    "MatMulNBits": ((1, 2, "bits"),),
+    "GatherBlockQuantized": ((0, 2, "bits"),),
+    "QMoE": ((2, 3, "expert_weight_bits"), (5, 6, "expert_weight_bits")),
+}
+_STORED = {"fp32": "float32", "int8": "uint8", "int4": "uint4"}
+_SCALES, _TABLE = "scales", "rotary table"
 
 
 def finish(captured: Captured) -> onnx.ModelProto:
@@ -91,16 +94,18 @@ def save(model: onnx.ModelProto, out: Path, *, inline_limit: int = _INLINE_LIMIT
 def weight_record(path: Path, precision: str) -> WeightRecord:
     """Count the weights of the file at ``path`` by the dtype they are stored in.
 
-    Integer constants (shapes, axes, expert ids) are not weights; scales count as "scales".
+    Integer constants (shapes, axes, expert ids) and rotary tables are no weights; scales count as
+    "scales", and codes as "uint4" or "uint8" by the operator that reads them.
     """
     graph = onnx.load(path, load_external_data=False).graph
-    scales = _scale_names(graph)
+    roles = _roles(graph)
     stored: Counter[str] = Counter()
     for tensor in graph.initializer:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).name
-        if dtype not in ("int64", "int32", "bool"):
-            stored["scales" if tensor.name in scales else dtype] += _nbytes(tensor)
-    weights = sum(count for dtype, count in stored.items() if dtype != "scales")
+        role = roles.get(tensor.name, dtype)
+        if role not in ("int64", "int32", "bool", _TABLE):
+            stored[role] += _nbytes(tensor)
+    weights = sum(count for role, count in stored.items() if role != _SCALES)
     return WeightRecord(
         bytes_by_dtype=dict(stored), share_at_precision=stored[_STORED[precision]] / weights
     )
@@ -112,11 +117,24 @@ def operator_counts(path: Path) -> Mapping[str, int]:
     return dict(Counter(node.op_type for node in graph.node).most_common())
 
 
-def _scale_names(graph: onnx.GraphProto) -> set[str]:
-    """Return the initializers that reach the scales input of a quantized operator."""
-    used = {node.input[2] for node in graph.node if node.op_type in _QUANTIZED_OPS}
-    views = {n.input[0] for n in graph.node if n.op_type == "Unsqueeze" and n.output[0] in used}
-    return used | views
+def _roles(graph: onnx.GraphProto) -> dict[str, str]:
+    """Return what the operators use initializers as, by name: codes, scales, rotary tables.
+
+    Scales reach their operator through a ``Cast`` and perhaps an ``Unsqueeze``.
+    """
+    sources = {n.output[0]: n.input[0] for n in graph.node if n.op_type in ("Cast", "Unsqueeze")}
+    roles: dict[str, str] = {}
+    for node in graph.node:
+        attributes = {a.name: a.i for a in node.attribute}
+        for codes, scales, bits in _CODES_AND_SCALES.get(node.op_type, ()):
+            roles[node.input[codes]] = f"uint{attributes[bits]}"
+            name = node.input[scales]
+            while name in sources:
+                name = sources[name]
+            roles[name] = _SCALES
+        if node.op_type == "GroupQueryAttention":
+            roles.update(dict.fromkeys(node.input[7:9], _TABLE))
+    return roles
 
 
 def _nbytes(tensor: onnx.TensorProto) -> int:
