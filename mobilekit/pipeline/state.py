@@ -22,7 +22,7 @@ from mobilekit.core.files import (
     sha256_tree,
     writing,
 )
-from mobilekit.core.memory import peak_rss_bytes
+from mobilekit.core.memory import peak_rss_bytes, reset_peak_rss
 from mobilekit.core.strict import StrictModel
 from mobilekit.schema.run import StepName, StepRecord
 
@@ -53,6 +53,7 @@ class RunDirectory:
         *,
         name: StepName,
         outputs: Sequence[str] = (),
+        estimated_peak_bytes: int | None = None,
     ) -> bool:
         """Do a step, unless it is done already with the same inputs, settings and code.
 
@@ -62,6 +63,7 @@ class RunDirectory:
             work: Does the step, writes ``outputs`` atomically, and returns a one-line summary.
             name: Kind of step, for the record ("compress").
             outputs: What the step writes, relative to the run directory.
+            estimated_peak_bytes: This process's estimated peak, for the record.
 
         Returns:
             Whether the step was done before.
@@ -74,6 +76,7 @@ class RunDirectory:
             self.records.append(done.record.model_copy(update={"cached": True}))
             return True
         self._forget(path, outputs)
+        reset_peak_rss()
         started = time.monotonic()
         detail = work()
         record = StepRecord(
@@ -83,6 +86,7 @@ class RunDirectory:
             cached=False,
             output=outputs[0] if outputs else None,
             peak_rss_bytes=peak_rss_bytes(),
+            estimated_peak_bytes=estimated_peak_bytes,
         )
         done = _Done(key=key, outputs=tuple(outputs), record=record)
         atomic_write_json(path, done.model_dump(mode="json"))

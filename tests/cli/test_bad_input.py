@@ -14,11 +14,14 @@ from typing import Any
 
 import pytest
 
+from mobilekit.core import needs
+from mobilekit.core.memory import AvailableMemory
+
 from .conftest import Said, edit_json, flip_a_byte, listing, split
 
 Refused = Callable[..., None]
 AIMER = ["--method", "aimer"]
-ONNX = ["--target", "onnx", "--precision", "fp32", "--context-length", "64"]
+ONNX = ["--target", "onnx", "--precision", "fp32", "--context-length", "64", "--quiet"]
 TRAIN = ["--set", "objective=[next_token]", "--set", "tokens=1000"]
 
 
@@ -306,7 +309,30 @@ def test_init_under_a_file(tmp_path: Path, refused: Refused) -> None:
 def test_a_full_disk(
     verb: str, writer: Callable[[str, str], list[str]], tiny_disk: Path, refused: Refused
 ) -> None:
-    refused(writer(verb, "disk/new"), "o space left on")
+    know_better = [] if verb == "compress" else ["--ignore-estimates"]
+    refused([*writer(verb, "disk/new"), *know_better], "o space left on")
+
+
+@pytest.mark.parametrize("verb", ["export", "run"])
+def test_a_disk_that_is_estimated_too_small(
+    verb: str, writer: Callable[[str, str], list[str]], tiny_disk: Path, refused: Refused
+) -> None:
+    refused(
+        writer(verb, "disk/new"), "an estimated", "of disk", "are free at", "--ignore-estimates"
+    )
+
+
+@pytest.mark.parametrize("verb", ["export", "run"])
+def test_memory_that_is_estimated_too_small(
+    verb: str,
+    writer: Callable[[str, str], list[str]],
+    refused: Refused,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limited = AvailableMemory(300_000_000, 400_000_000, "/sys/fs/cgroup/memory.max")
+    monkeypatch.setattr(needs, "available_memory", lambda: limited)
+    words = ("GB of memory, but 0.3 GB are available (/sys/fs/cgroup/memory.max)", "an estimated")
+    refused(writer(verb, "new"), *words)
 
 
 @pytest.mark.parametrize("verb", WRITERS)
