@@ -322,6 +322,22 @@ def test_a_disk_that_is_estimated_too_small(
     )
 
 
+def test_the_plan_comes_before_the_work(shelf: Path, mobilekit: Callable[..., Said]) -> None:
+    """A weight that is no number is found when the work begins; the plan stands before that."""
+    loud = [option for option in ONNX if option != "--quiet"]
+    said = mobilekit("export", shelf / "nan", *loud, "--out", "new")
+    assert said.code == 2
+    headline, available, artifact, whole, *error = said.lines
+    assert headline.startswith("Plan   0.")
+    assert "1 artifact, 1 at a time" in headline
+    assert "of memory; free disk: " in available
+    for line, step in ((artifact, "onnx fp32"), (whole, "export")):
+        assert line.strip().startswith(step)
+        assert "estimated peak" in line
+        assert "estimated disk" in line
+    assert "NaN or infinite" in error[0]
+
+
 @pytest.mark.parametrize("verb", ["export", "run"])
 def test_memory_that_is_estimated_too_small(
     verb: str,
