@@ -102,6 +102,7 @@ def test_less_memory_means_fewer_workers_and_a_smaller_need(
 # RSS (the larger one where there were several runs) and the file, in bytes
 RANDOM_16M = ModelFacts(15_734_400, 31_468_800, 6, 16384, 384, 128)
 RANDOM_94M = ModelFacts(94_392_576, 188_785_152, 12, 24576, 768, 256)
+MOE_20M = ModelFacts(19_558_016, 39_116_032, 6, 16384, 256, 128)
 MEASURED = [
     (EMBEDDED, "coreml", "fp32", 674_045_952, 11_570_689),
     (EMBEDDED, "coreml", "int8", 689_950_720, 3_193_541),
@@ -109,6 +110,9 @@ MEASURED = [
     (EMBEDDED, "executorch", "int8", 649_134_080, 3_294_848),
     (EMBEDDED, "onnx", "fp32", 674_127_872, 11_348_761),
     (EMBEDDED, "onnx", "int8", 615_641_088, 2_986_888),
+    (MOE_20M, "coreml", "fp32", 1_117_097_984, 78_628_203),
+    (MOE_20M, "executorch", "fp32", 1_148_977_152, 95_125_632),
+    (MOE_20M, "onnx", "fp32", 968_110_080, 78_263_760),
     (RANDOM_16M, "coreml", "fp32", 981_594_112, 63_254_543),
     (RANDOM_16M, "coreml", "int8", 1_003_499_520, 16_174_129),
     (RANDOM_16M, "executorch", "fp32", 988_737_536, 88_185_728),
@@ -116,6 +120,8 @@ MEASURED = [
     (RANDOM_16M, "onnx", "fp32", 839_938_048, 62_951_229),
     (RANDOM_16M, "onnx", "int8", 828_358_656, 16_263_862),
     (RANDOM_94M, "coreml", "fp32", 2_697_478_144, 378_115_316),
+    (RANDOM_94M, "coreml", "int8", 2_771_066_880, 95_287_619),
+    (RANDOM_94M, "executorch", "fp32", 2_800_902_144, 453_184_512),
     (RANDOM_94M, "onnx", "fp32", 2_103_427_072, 377_554_824),
     (RANDOM_94M, "onnx", "int8", 2_071_236_608, 97_402_003),
 ]
