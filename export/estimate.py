@@ -3,13 +3,13 @@
 Every figure from here is an estimate, and is called so wherever it is shown. A worker's peak is the
 interpreter with torch and the converter, plus so many float32 copies of the weights and of the
 key-value cache as the converter holds at once. Calibrated on Qwen3 checkpoints with a tied head,
-one thread on x86-64, context 512; estimated / measured peak RSS of a worker at fp32, int8 in MB:
+one thread on x86-64, context 512; estimated / measured peak RSS of a worker in MB, at fp32, int8:
 
-    parameters    onnx                    coreml                  executorch
-    2.8 M (MoE)   736 / 674, 616          761 / 674, 690          758 / 662, 649
-    15.7 M        988 / 840, 828          1127 / 982, 1003        1151 / 989, 1005
-    19.6 M (MoE)  1062 / 968, –           1234 / 1117, –          1266 / 1149, –
-    94.4 M        2518 / 2103, 2071       3348 / 2697, 2771       3540 / 2801, –
+    parameters    onnx                      coreml                    executorch
+    2.8 M (MoE)   736 / 674, 736 / 616      761 / 674, 761 / 690      758 / 662, 736 / 649
+    15.7 M        988 / 840, 988 / 828      1127 / 982, 1127 / 1003   1151 / 989, 1032 / 1005
+    19.6 M (MoE)  1062 / 968, –             1234 / 1117, –            1266 / 1149, –
+    94.4 M        2518 / 2103, 2518 / 2071  3348 / 2697, 3348 / 2771  3540 / 2801, 2822 / 1895
 
 The starting process: 475 / 466 at 2.8 M, 588 / 548 at 15.7 M, 1281 / 980 at 94.4 M. A second thread
 added 47 MB to a worker. fp16 and int4 were not measured; they begin in float32 as well.
@@ -34,22 +34,24 @@ class Footprint:
 
     Attributes:
         base: Bytes before any weight: interpreter, torch, converter, runtime.
-        copies: Float32 copies of all weights at the peak, whatever the artifact's precision: a
-            quantized one begins in float32 too, and its reference computes in it.
+        copies: Float32 copies of all weights at the peak of a float artifact.
+        quantized_copies: The same of a quantized one, which begins in float32 too, and whose
+            reference computes in it.
         caches: Float32 copies of the key-value cache at full length.
         stores_tied_twice: Whether a tied head is stored once more beside the embedding.
     """
 
     base: int
     copies: float
+    quantized_copies: float
     caches: float
     stores_tied_twice: bool
 
 
 FOOTPRINTS = {
-    "executorch": Footprint(670 * MB, 7.5, 3.0, True),
-    "onnx": Footprint(680 * MB, 4.8, 2.0, False),
-    "coreml": Footprint(680 * MB, 7.0, 2.0, False),
+    "executorch": Footprint(670 * MB, 7.5, 5.6, 3.0, True),
+    "onnx": Footprint(680 * MB, 4.8, 4.8, 2.0, False),
+    "coreml": Footprint(680 * MB, 7.0, 7.0, 2.0, False),
 }
 # bytes a weight in the file; scales and zero points of the quantized ones included
 _FILE_BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1.1, "int4": 0.66}
@@ -103,10 +105,11 @@ def model_facts(config: dict[str, Any], parameters: int, weight_bytes: int) -> M
     )
 
 
-def worker_peak_bytes(facts: ModelFacts, target: str, context_length: int) -> int:
+def worker_peak_bytes(facts: ModelFacts, target: str, precision: str, context_length: int) -> int:
     """Return the estimated peak of the process that makes and checks one artifact."""
     shape = FOOTPRINTS[target]
-    weights = shape.copies * facts.float32_bytes
+    is_quantized = precision in ("int8", "int4")
+    weights = (shape.quantized_copies if is_quantized else shape.copies) * facts.float32_bytes
     return round(shape.base + weights + shape.caches * facts.cache_bytes(context_length))
 
 

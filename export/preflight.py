@@ -85,7 +85,7 @@ def plan_export(
     artifacts = []
     for precision in precisions:
         for target in targets:
-            peak = estimate.worker_peak_bytes(facts, target, context_length)
+            peak = estimate.worker_peak_bytes(facts, target, precision, context_length)
             size = estimate.artifact_bytes(facts, target, precision)
             disk = {"output": size, "cache": size}
             artifacts.append((target, precision, Need(f"{target} {precision}", peak, peak, disk)))

@@ -51,10 +51,10 @@ def test_every_target_and_precision_has_a_footprint() -> None:
 
 @pytest.mark.parametrize("target", sorted(FOOTPRINTS))
 def test_more_of_anything_needs_more(target: str) -> None:
-    base = worker_peak_bytes(EMBEDDED, target, 512)
-    assert worker_peak_bytes(EMBEDDED, target, 4096) > base
+    base = worker_peak_bytes(EMBEDDED, target, "fp32", 512)
+    assert worker_peak_bytes(EMBEDDED, target, "fp32", 4096) > base
     for change in ({"parameters": 10**8}, {"num_layers": 8}):
-        assert worker_peak_bytes(replace(EMBEDDED, **change), target, 512) > base
+        assert worker_peak_bytes(replace(EMBEDDED, **change), target, "fp32", 512) > base
     larger = replace(EMBEDDED, parameters=10**8)
     assert parent_peak_bytes(larger) > parent_peak_bytes(EMBEDDED)
     sizes = [artifact_bytes(larger, target, p) for p in ("fp32", "fp16", "int8", "int4")]
@@ -122,6 +122,7 @@ MEASURED = [
     (RANDOM_94M, "coreml", "fp32", 2_697_478_144, 378_115_316),
     (RANDOM_94M, "coreml", "int8", 2_771_066_880, 95_287_619),
     (RANDOM_94M, "executorch", "fp32", 2_800_902_144, 453_184_512),
+    (RANDOM_94M, "executorch", "int8", 1_894_703_104, 114_006_656),
     (RANDOM_94M, "onnx", "fp32", 2_103_427_072, 377_554_824),
     (RANDOM_94M, "onnx", "int8", 2_071_236_608, 97_402_003),
 ]
@@ -131,5 +132,5 @@ MEASURED = [
 def test_estimates_are_over_what_was_measured_by_at_most_half(
     facts: ModelFacts, target: str, precision: str, peak: int, size: int
 ) -> None:
-    assert 1 <= worker_peak_bytes(facts, target, 512) / peak <= 1.5
+    assert 1 <= worker_peak_bytes(facts, target, precision, 512) / peak <= 1.5
     assert 1 <= artifact_bytes(facts, target, precision) / size <= 1.5
