@@ -11,10 +11,25 @@ _PUBLIC = {
     "build": "builder",
     "check_context": "builder",
     "check_files": "parity",
+    "facts_of": "preflight",
+    "places": "preflight",
+    "plan_export": "preflight",
+    "prepare": "builder",
     "verify": "parity",
 }
 
-__all__ = ["PRECISIONS", "TARGETS", "build", "check_context", "check_files", "verify"]  # noqa: F822 - lazy
+__all__ = [  # noqa: F822 - lazy
+    "PRECISIONS",
+    "TARGETS",
+    "build",
+    "check_context",
+    "check_files",
+    "facts_of",
+    "places",
+    "plan_export",
+    "prepare",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mobilekit.core import console
 from mobilekit.core.errors import UsageError
 from mobilekit.core.files import atomic_directory
+from mobilekit.core.needs import Need, check_needs
 from mobilekit.core.optional import require_distribution
 from mobilekit.core.suggest import did_you_mean
 from mobilekit.data.tokenizer import load_tokenizer
@@ -26,6 +27,7 @@ from .facts import model_facts
 from .job import Job, Outcome
 from .pool import run_jobs
 from .precision import Precision, check_overrides, weight_layers
+from .preflight import ExportPlan, facts_of, places, plan_export
 from .seal import VECTORS_FILE, seal
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ def build(
     context_length: int = 512,
     overrides: Mapping[str, LayerPrecision] | None = None,
     recipe: dict[str, Any] | None = None,
+    ignore_estimates: bool = False,
 ) -> Manifest:
     """Export a checkpoint to a bundle directory, every artifact verified.
 
@@ -68,15 +71,17 @@ def build(
             over layer paths ("lm_head", "model.layers.0.*") to "float", "int8" or "int4"; the
             first that matches wins.
         recipe: The recipe that led here, kept in the manifest.
+        ignore_estimates: Go on, with a warning, where memory or disk is estimated not to suffice.
 
     Raises:
-        UsageError: Unknown target or precision, an override that matches no layer, or a context
-            that the model does not have.
+        UsageError: Unknown target or precision, an override that matches no layer, a context
+            that the model does not have, or memory or disk that is estimated not to suffice.
         InvalidInputError: A damaged checkpoint, or one without a tokenizer.
         MissingDependencyError: A target whose packages are not installed.
     """
     request = _check(checkpoint, targets, precisions, context_length, overrides or {})
-    check_context(request.checkpoint, context_length)
+    plan = _plan(request)
+    check_needs([plan.need], places(Path(out)), ignore_estimates=ignore_estimates)
     model = load(request.checkpoint, device="cpu", dtype="float32")
     _check_overrides(model, request)
     with atomic_directory(Path(out)) as bundle:
@@ -84,13 +89,40 @@ def build(
         parity_vectors.write(vectors, bundle / VECTORS_FILE)
         del model
         scratch = bundle / ".work"
-        outcomes = _make_artifacts(request, bundle, scratch)
+        outcomes = _make_artifacts(request, plan, bundle, scratch)
         for name in outcomes:
             answer = scratch / f"{name}.safetensors"
             vectors.same[name] = parity_vectors.read_answer(answer)
         parity_vectors.write(vectors, bundle / VECTORS_FILE)
         shutil.rmtree(scratch)
         return seal(request.checkpoint, bundle, context_length, outcomes, recipe)
+
+
+def prepare(
+    checkpoint: str | Path,
+    *,
+    targets: Sequence[str] = TARGETS,
+    precisions: Sequence[str] = ("fp32", "int8"),
+    context_length: int = 512,
+) -> ExportPlan:
+    """Check a request, and estimate what it needs; nothing is exported.
+
+    Args:
+        checkpoint: As for :func:`build`, like the others.
+        targets: Targets.
+        precisions: Precisions.
+        context_length: Positions that the key-value cache holds.
+
+    Raises:
+        MobileKitError: As :func:`build`, as far as the checkpoint's headers tell.
+    """
+    return _plan(_check(checkpoint, targets, precisions, context_length, {}))
+
+
+def _plan(request: _Request) -> ExportPlan:
+    check_context(request.checkpoint, request.context_length)
+    facts = facts_of(request.checkpoint)
+    return plan_export(facts, request.targets, request.precisions, request.context_length)
 
 
 def _check(
@@ -177,13 +209,13 @@ def artifact_id(target: str, precision: Precision) -> str:
 
 
 def _make_artifacts(
-    request: _Request, bundle: Path, scratch: Path
+    request: _Request, plan: ExportPlan, bundle: Path, scratch: Path
 ) -> dict[str, tuple[Job, Outcome]]:
-    cores = os.cpu_count() or 1
-    wanted = [(t, p) for p in request.precisions for t in request.targets]
-    workers = max(1, min(len(wanted), cores // 2 if cores > 4 else cores))
-    threads = max(1, cores // workers)
-    made = [_job(request, t, p, bundle, scratch, threads) for t, p in wanted]
+    threads = max(1, (os.cpu_count() or 1) // plan.workers)
+    made = [
+        _job(request, target, precision, bundle, scratch, threads, need)
+        for target, precision, need in plan.artifacts
+    ]
     jobs = {Path(job.out).name: job for job in made}
     with console.progress(len(jobs), "lower and verify") as bar:
 
@@ -191,7 +223,7 @@ def _make_artifacts(
             bar.advance(1, note=name)
             console.status(f"  {name:30} {_summary(outcome)}")
 
-        outcomes = run_jobs(jobs, workers=workers, on_done=on_done)
+        outcomes = run_jobs(jobs, workers=plan.workers, on_done=on_done)
     ordered = sorted(jobs, key=lambda name: _order(jobs[name]))
     return {name: (jobs[name], outcomes[name]) for name in ordered}
 
@@ -213,7 +245,13 @@ def _summary(outcome: Outcome) -> str:
 
 
 def _job(
-    request: _Request, target: str, precision: str, bundle: Path, scratch: Path, threads: int
+    request: _Request,
+    target: str,
+    precision: str,
+    bundle: Path,
+    scratch: Path,
+    threads: int,
+    need: Need,
 ) -> Job:
     overrides = request.overrides if Precision(precision).is_quantized else ()
     name = artifact_id(target, Precision(precision, overrides))
@@ -233,4 +271,5 @@ def _job(
         bos_token_id=facts.bos_token_id,
         eos_token_ids=facts.eos_token_ids,
         pad_token_id=facts.pad_token_id,
+        estimated_peak_bytes=need.memory_bytes,
     )

@@ -33,6 +33,7 @@ class Job(StrictModel):
     answer: str = Field(description="Where to write the same-precision reference's answer.")
     outcome: str = Field(description="Where to write the outcome.")
     threads: int = Field(ge=1)
+    estimated_peak_bytes: int = Field(description="Estimated peak of the worker, for the record.")
 
 
 class LoweredRecord(StrictModel):

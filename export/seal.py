@@ -98,6 +98,7 @@ def _artifact(source: Path, bundle: Path, name: str, job: Job, outcome: Outcome)
         "peak_rss_bytes": lowered.peak_rss_bytes,
         "cached": outcome.cached,
         "worker_peak_rss_bytes": outcome.peak_rss_bytes,
+        "estimated_worker_peak_bytes": job.estimated_peak_bytes,
     }
     return Artifact(
         id=name,

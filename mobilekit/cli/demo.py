@@ -17,6 +17,12 @@ def main(
     out: Annotated[
         Path, typer.Option(help="Run directory; an unfinished one is gone on with.")
     ] = Path("runs/demo"),
+    ignore_estimates: Annotated[
+        bool,
+        typer.Option(
+            "--ignore-estimates", help="Go on where memory or disk is estimated not to suffice."
+        ),
+    ] = False,
 ) -> Answer:
     """Run everything on the embedded model; needs no network."""
     from mobilekit.recipe import load_recipe
@@ -24,4 +30,10 @@ def main(
 
     from .run import run_recipe
 
-    return run_recipe(load_recipe(DEMO), out, resume=True, command="mobilekit demo")
+    return run_recipe(
+        load_recipe(DEMO),
+        out,
+        resume=True,
+        command="mobilekit demo",
+        ignore_estimates=ignore_estimates,
+    )

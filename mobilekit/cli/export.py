@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -37,19 +37,36 @@ def main(
             "'model.layers.0.*=float'; the first that matches wins.",
         ),
     ] = None,
+    ignore_estimates: Annotated[
+        bool,
+        typer.Option(
+            "--ignore-estimates", help="Go on where memory or disk is estimated not to suffice."
+        ),
+    ] = False,
 ) -> Answer:
-    """Write a bundle for the phone, each artifact verified."""
+    """Write a bundle for the phone, each artifact verified.
+
+    First prints the plan, with the estimated peak memory and disk of every artifact, and refuses
+    (exit 2) what does not fit this machine.
+    """
     from mobilekit import export
+    from mobilekit.core import needs
     from mobilekit.core.files import check_target
 
     check_target(out)
+    chosen: dict[str, Any] = {
+        "targets": target or export.TARGETS,
+        "precisions": precision or ("fp32", "int8"),
+        "context_length": context_length,
+    }
+    plan = export.prepare(model, **chosen)
+    needs.announce(plan.headline(out), plan.needs, export.places(out))
     manifest = export.build(
         model,
         out,
-        targets=target or export.TARGETS,
-        precisions=precision or ("fp32", "int8"),
-        context_length=context_length,
+        **chosen,
         overrides=_overrides(override or []),
+        ignore_estimates=ignore_estimates,
     )
     rows = []
     for item in manifest.artifacts:

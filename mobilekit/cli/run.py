@@ -25,16 +25,34 @@ def main(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a run; finished steps are kept.")
     ] = False,
+    ignore_estimates: Annotated[
+        bool,
+        typer.Option(
+            "--ignore-estimates", help="Go on where memory or disk is estimated not to suffice."
+        ),
+    ] = False,
 ) -> Answer:
-    """Run a recipe from the checkpoint to the report."""
+    """Run a recipe from the checkpoint to the report.
+
+    First prints the plan, with the estimated peak memory and disk of every step, and refuses
+    (exit 2) what does not fit this machine.
+    """
     from mobilekit.recipe import load_recipe
 
     target = out or Path("runs") / recipe.stem
     shown = f"mobilekit run {recipe} --out {target}"
-    return run_recipe(load_recipe(recipe), target, resume=resume, command=shown)
+    return run_recipe(
+        load_recipe(recipe),
+        target,
+        resume=resume,
+        command=shown,
+        ignore_estimates=ignore_estimates,
+    )
 
 
-def run_recipe(recipe: Recipe, out: Path, *, resume: bool, command: str) -> Answer:
+def run_recipe(
+    recipe: Recipe, out: Path, *, resume: bool, command: str, ignore_estimates: bool = False
+) -> Answer:
     """Run a recipe, and answer with the before/after table and the report's path."""
     from mobilekit.core.errors import CheckFailedError, MobileKitError
     from mobilekit.pipeline import run
@@ -42,7 +60,7 @@ def run_recipe(recipe: Recipe, out: Path, *, resume: bool, command: str) -> Answ
 
     failure, is_new = None, not out.exists()
     try:
-        run(recipe, out, resume=resume, command=command)
+        run(recipe, out, resume=resume, command=command, ignore_estimates=ignore_estimates)
     except CheckFailedError as error:
         failure = error
     except MobileKitError:

@@ -28,7 +28,7 @@ def reset_peak_rss() -> bool:
 
 @dataclass(frozen=True)
 class AvailableMemory:
-    """What can still be used without swapping.
+    """What this process may use without swapping, what it holds already included.
 
     Attributes:
         bytes: The least of what the machine and every control group around this process leave.
@@ -42,7 +42,7 @@ class AvailableMemory:
 
 
 def available_memory(proc: Path = _PROC, cgroup: Path = _CGROUP) -> AvailableMemory | None:
-    """Return what this process may still use, control-group limits honoured.
+    """Return what this process may use, control-group limits honoured.
 
     Args:
         proc: Where procfs is mounted.
@@ -62,7 +62,9 @@ def available_memory(proc: Path = _PROC, cgroup: Path = _CGROUP) -> AvailableMem
                 left = max(0, limit - used + _reclaimable(group))
                 found.append(AvailableMemory(left, min(limit, total), str(group / limit_file)))
     least = min(found, key=lambda item: item.bytes)
-    return AvailableMemory(least.bytes, min(item.total_bytes for item in found), least.source)
+    own = _field(proc / "self" / "status", "VmRSS") or 0
+    total = min(item.total_bytes for item in found)
+    return AvailableMemory(min(least.bytes + own, total), total, least.source)
 
 
 _COUNTERS = (

@@ -49,10 +49,9 @@ def announce(headline: str, needs: Sequence[Need], places: Mapping[str, Path]) -
     console.status(headline)
     console.status(f"       available: {have} of memory; free disk: {free}")
     for need in needs:
-        console.status(
-            f"  {need.step:28} estimated peak {gigabytes(need.memory_bytes):>8}"
-            f"   estimated disk {gigabytes(need.total_disk_bytes):>8}"
-        )
+        disk = need.total_disk_bytes
+        line = f"  {need.step:28} estimated peak {gigabytes(need.memory_bytes):>8}"
+        console.status(line + (f"   estimated disk {gigabytes(disk):>8}" if disk else ""))
 
 
 def check_needs(

@@ -54,7 +54,7 @@ def connect(endpoint: str | None, token: str | None) -> HfApi:
         token: Access token; the one that is logged in where ``None``.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     if not console.is_interactive():
         disable_progress_bars()

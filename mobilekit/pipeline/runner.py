@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import mobilekit
-from mobilekit.core import console
+from mobilekit.core.cache import cache_root
 from mobilekit.core.errors import CheckFailedError
 from mobilekit.core.files import atomic_write_json, read_json
+from mobilekit.core.needs import announce, check_needs
 from mobilekit.models import describe, resolve
 from mobilekit.recipe import Recipe, check_recipe, load_recipe
 from mobilekit.schema.run import RUN_FILE, ModelPair, ModelRecord, RecoveryRecord, RunRecord
@@ -27,6 +28,7 @@ def run(
     *,
     resume: bool = False,
     command: str | None = None,
+    ignore_estimates: bool = False,
 ) -> RunRecord:
     """Carry out a recipe.
 
@@ -36,20 +38,25 @@ def run(
             ``report.html``.
         resume: Go on with a directory that was begun; steps whose inputs changed run again.
         command: How the user started the run, for the report.
+        ignore_estimates: Go on, with a warning, where memory or disk is estimated not to suffice.
 
     Returns:
         The record that is also in ``run.json``.
 
     Raises:
         InvalidInputError: A wrong recipe or a damaged checkpoint; nothing was written.
-        UsageError: An unknown name, or a directory that exists.
+        UsageError: An unknown name, a directory that exists, or memory or disk that is estimated
+            not to suffice.
         CheckFailedError: Everything ran, but parity or the budget failed; the report is there.
     """
     recipe = _as_recipe(recipe)
     source = steps.preflight(recipe)
     with open_run(Path(out), resume=resume) as directory:
         shown = command or f"mobilekit run recipe.yaml --out {out}"
-        context = steps.Context(recipe, directory, source, created=_created(directory))
+        needs = {need.step: need for need in steps.estimate(recipe, source)}
+        context = steps.Context(
+            recipe, directory, source, _created(directory), needs, ignore_estimates
+        )
         _announce(context)
         failures = _carry_out(context, shown)
     if failures:
@@ -94,12 +101,17 @@ def _carry_out(context: steps.Context, command: str) -> list[str]:
 
 
 def _announce(context: steps.Context) -> None:
+    """Print the plan with its estimates; refuse one that does not fit the machine."""
     names = steps.step_names(context.recipe)
     facts = describe(context.source)
-    console.status(
+    headline = (
         f"Plan   {facts['class']}, {facts['parameters'] / 1e6:.2f} M parameters · "
         f"{' → '.join(names)} · output {context.directory.root}/"
     )
+    places = {"output": context.root, "cache": cache_root()}
+    needs = list(context.needs.values())
+    announce(headline, needs, places)
+    check_needs(needs, places, ignore_estimates=context.ignore_estimates)
 
 
 def _record(context: steps.Context, command: str) -> RunRecord:

@@ -24,7 +24,7 @@ from mobilekit.core.files import (
     sha256_tree,
     writing,
 )
-from mobilekit.core.memory import peak_rss_bytes
+from mobilekit.core.memory import peak_rss_bytes, reset_peak_rss
 from mobilekit.core.strict import StrictModel
 from mobilekit.schema.run import StepName, StepRecord
 
@@ -57,6 +57,7 @@ class RunDirectory:
         *,
         name: StepName,
         outputs: Sequence[str] = (),
+        estimated_peak_bytes: int | None = None,
     ) -> bool:
         """Do a step, unless it is done already and nothing that it depends on has changed.
 
@@ -69,6 +70,7 @@ class RunDirectory:
             work: Does the step, writes ``outputs`` atomically, and returns a one-line summary.
             name: Kind of step, for the record ("compress").
             outputs: What the step writes, relative to the run directory.
+            estimated_peak_bytes: This process's estimated peak, for the record.
 
         Returns:
             Whether the step was done before.
@@ -87,6 +89,7 @@ class RunDirectory:
             self.records.append(done.record.model_copy(update={"cached": True}))
             return True
         self._forget(path, outputs)
+        reset_peak_rss()
         started = time.monotonic()
         detail = work()
         record = StepRecord(
@@ -96,6 +99,7 @@ class RunDirectory:
             cached=False,
             output=outputs[0] if outputs else None,
             peak_rss_bytes=peak_rss_bytes(),
+            estimated_peak_bytes=estimated_peak_bytes,
         )
         digests = {name: _digest(self.root / name) for name in outputs}
         done = _Done(key=key, outputs=digests, record=record)

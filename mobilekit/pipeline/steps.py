@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from mobilekit.core import console
 from mobilekit.core.device import choose_device
 from mobilekit.core.errors import UsageError
+from mobilekit.core.needs import Need
 from mobilekit.models import (
     checkpoint_hash,
     describe,
@@ -38,6 +39,8 @@ class Context:
     directory: RunDirectory
     source: Path
     created: str
+    needs: dict[str, Need] = field(default_factory=dict)
+    ignore_estimates: bool = False
 
     @property
     def root(self) -> Path:
@@ -62,7 +65,15 @@ class Context:
         self, name: StepName, step_id: str, inputs: Any, outputs: list[str], work: Callable[[], str]
     ) -> None:
         """Do one step unless it is done already, and say so in one line."""
-        done = self.directory.step(step_id, inputs, work, name=name, outputs=outputs)
+        need = self.needs.get(name)
+        done = self.directory.step(
+            step_id,
+            inputs,
+            work,
+            name=name,
+            outputs=outputs,
+            estimated_peak_bytes=need.own_bytes if need is not None else None,
+        )
         record = self.directory.records[-1]
         took = "done before" if done else f"{record.seconds:.1f} s"
         console.status(f"{f'[{name}]':12}{record.detail}   {took}")
@@ -130,6 +141,19 @@ def _check_dtype(recipe: Recipe) -> None:
             f"model.dtype is {recipe.model.dtype}, but no compress step would write it",
             hint="Leave model.dtype at auto, or choose the precision under export.",
         )
+
+
+def estimate(recipe: Recipe, source: Path) -> list[Need]:
+    """Return the estimated need of every step, from the source checkpoint's headers."""
+    from mobilekit import export as exporter
+
+    from .estimate import step_needs
+
+    facts, config = exporter.facts_of(source), recipe.export
+    plan = None
+    if config is not None:
+        plan = exporter.plan_export(facts, config.targets, config.precisions, config.context_length)
+    return step_needs(recipe, facts, plan)
 
 
 def compress(context: Context) -> None:
@@ -236,6 +260,7 @@ def export(context: Context) -> None:
                 context_length=config.context_length,
                 overrides=config.overrides,
                 recipe=made_by,
+                ignore_estimates=context.ignore_estimates,
             )
 
         _replace(out, build)

@@ -14,11 +14,14 @@ from typing import Any
 
 import pytest
 
+from mobilekit.core import needs
+from mobilekit.core.memory import AvailableMemory
+
 from .conftest import Said, edit_json, flip_a_byte, listing, split, write_recipe
 
 Refused = Callable[..., None]
 AIMER = ["--method", "aimer"]
-ONNX = ["--target", "onnx", "--precision", "fp32", "--context-length", "64"]
+ONNX = ["--target", "onnx", "--precision", "fp32", "--context-length", "64", "--quiet"]
 TRAIN = ["--set", "objective=[next_token]", "--set", "tokens=1000"]
 
 
@@ -303,7 +306,46 @@ def test_init_under_a_file(tmp_path: Path, refused: Refused) -> None:
 def test_a_full_disk(
     verb: str, writer: Callable[[str, str], list[str]], tiny_disk: Path, refused: Refused
 ) -> None:
-    refused(writer(verb, "disk/new"), "o space left on")
+    know_better = [] if verb == "compress" else ["--ignore-estimates"]
+    refused([*writer(verb, "disk/new"), *know_better], "o space left on")
+
+
+@pytest.mark.parametrize("verb", ["export", "run"])
+def test_a_disk_that_is_estimated_too_small(
+    verb: str, writer: Callable[[str, str], list[str]], tiny_disk: Path, refused: Refused
+) -> None:
+    refused(
+        writer(verb, "disk/new"), "an estimated", "of disk", "are free at", "--ignore-estimates"
+    )
+
+
+def test_the_plan_comes_before_the_work(shelf: Path, mobilekit: Callable[..., Said]) -> None:
+    """A weight that is no number is found when the work begins; the plan stands before that."""
+    loud = [option for option in ONNX if option != "--quiet"]
+    said = mobilekit("export", shelf / "nan", *loud, "--out", "new")
+    assert said.code == 2
+    headline, available, artifact, whole, *error = said.lines
+    assert headline.startswith("Plan   0.")
+    assert "1 artifact, 1 at a time" in headline
+    assert "of memory; free disk: " in available
+    for line, step in ((artifact, "onnx fp32"), (whole, "export")):
+        assert line.strip().startswith(step)
+        assert "estimated peak" in line
+        assert "estimated disk" in line
+    assert "NaN or infinite" in error[0]
+
+
+@pytest.mark.parametrize("verb", ["export", "run"])
+def test_memory_that_is_estimated_too_small(
+    verb: str,
+    writer: Callable[[str, str], list[str]],
+    refused: Refused,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limited = AvailableMemory(300_000_000, 400_000_000, "/sys/fs/cgroup/memory.max")
+    monkeypatch.setattr(needs, "available_memory", lambda: limited)
+    words = ("GB of memory, but 0.3 GB are available (/sys/fs/cgroup/memory.max)", "an estimated")
+    refused(writer(verb, "new"), *words)
 
 
 @pytest.mark.parametrize("verb", WRITERS)

@@ -61,7 +61,8 @@ def test_help_lists_the_command_and_loads_nothing_heavy(optimum_cli: OptimumCli)
 def test_a_wrong_request_keeps_our_two_lines_and_exit_code(
     optimum_cli: OptimumCli, tmp_path: Path
 ) -> None:
-    done = optimum_cli("export", "mobile", "--model", tmp_path / "none", "--out", tmp_path / "b")
+    given = ["--model", tmp_path / "none", "--target", "onnx", "--out", tmp_path / "b"]
+    done = optimum_cli("export", "mobile", *given)
     assert done.returncode == 2
     assert done.stderr.startswith("error: checkpoint")
     assert len(done.stderr.splitlines()) == 2

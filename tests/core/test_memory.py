@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,13 @@ def test_a_group_of_version_1(limit: int, left: int, proc: Path, tmp_path: Path)
     assert found.bytes == left
 
 
+def test_what_this_process_holds_is_counted_as_its_own(proc: Path, tmp_path: Path) -> None:
+    (proc / "self" / "status").write_text(f"VmHWM: 9 kB\nVmRSS: {GB // 1024} kB\n")
+    found = available_memory(proc, tmp_path / "none")
+    assert found is not None
+    assert found.bytes // 10**6 == 8999  # kB of 1024 bytes
+
+
 def test_another_system_says_nothing(tmp_path: Path) -> None:
     assert available_memory(tmp_path, tmp_path) is None
 
@@ -93,13 +101,14 @@ def test_the_peak_of_this_process_can_start_anew() -> None:
     if peak_rss_bytes() is None or not reset_peak_rss():
         pytest.skip("this system has no peak, or does not let it be reset")
     before = peak_rss_bytes()
-    block = bytearray(64 << 20)
-    block[::4096] = b"x" * len(block[::4096])
+    block = mmap.mmap(-1, 64 << 20)  # malloc could hand out pages that are resident already
+    for page in range(0, len(block), 4096):
+        block[page] = 1
     after = peak_rss_bytes()
     assert before is not None
     assert after is not None
     assert after - before > 32 << 20
-    del block
+    block.close()
     reset_peak_rss()
     again = peak_rss_bytes()
     assert again is not None

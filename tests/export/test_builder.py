@@ -83,6 +83,9 @@ def test_the_manifest_tells_the_whole_story(bundle: Path, checkpoint: Path) -> N
     assert artifact.parity.passed is True
     assert artifact.parity.greedy is not None
     assert artifact.parity.greedy.different == 0
+    lowering = artifact.settings["lowering"]
+    assert lowering["worker_peak_rss_bytes"] >= lowering["peak_rss_bytes"] > 0
+    assert lowering["estimated_worker_peak_bytes"] > 0
     files = {p.relative_to(bundle).as_posix() for p in bundle.rglob("*") if p.is_file()}
     named = [record.path for record in manifest.all_files()]
     assert sorted(files) == sorted([*named, "manifest.json"])

@@ -27,6 +27,7 @@ def job(folder: Path) -> Job:
         answer=str(folder / "a"),
         outcome=str(folder / "o.json"),
         threads=1,
+        estimated_peak_bytes=1,
     )
 
 

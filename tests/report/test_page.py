@@ -338,3 +338,24 @@ def test_other_records_among_the_results_are_no_results(invented_run: Path) -> N
 def test_a_directory_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="not a run directory"):
         report.write(tmp_path)
+
+
+def test_estimated_and_measured_peaks_stand_in_columns_apart(
+    documents: Callable[[], Documents],
+) -> None:
+    record, plan, manifest, results = documents()
+    for step in record["steps"]:
+        step["estimated_peak_bytes"] = 1_230_000_000
+    manifest["artifacts"][0]["settings"] = {
+        "lowering": {
+            "seconds": 61.0,
+            "cached": False,
+            "worker_peak_rss_bytes": 701_000_000,
+            "estimated_worker_peak_bytes": 822_000_000,
+        }
+    }
+    page = _build((record, plan, manifest, results))
+    for text in ("Peak RSS, measured", "Peak RSS, estimated"):
+        assert page.count(text) >= 2
+    for figure in ("910\u00a0MB", "1.23\u00a0GB", "701\u00a0MB", "822\u00a0MB"):
+        assert figure in page

@@ -1,0 +1,98 @@
+"""Estimate what the steps of a run need, before it starts; what an export needs it knows itself.
+
+Every figure from here is an estimate, made from the source checkpoint: compression only makes
+later steps smaller. They are of the host's memory, also where a step computes on a GPU.
+
+Calibrated on random Qwen3-MoE checkpoints in bfloat16, one thread on x86-64; estimated / measured
+peak RSS of a process that does the step and nothing else, in MB:
+
+    parameters   compress      recover, next   recover, distill   evaluate      profile's worker
+    2.8 M         473 / 436    1113 / 1026     1334 / 1181         597 / 545     584 / 484
+    19.6 M        606 / 547    2052 / 1808     3304 / 2765         768 / 707     668 / 546
+    102 M        1269 / 973    4551 / 3876     7477 / 6048        1233 / 1132   1082 / 876
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mobilekit.core.needs import Need
+from mobilekit.export.estimate import MB, PARENT_BASE, ModelFacts, artifact_bytes
+from mobilekit.export.preflight import ExportPlan
+from mobilekit.recipe import Recipe
+from mobilekit.train.recover import RecoverConfig
+
+_COMPRESS_COPIES = 4.0  # of the loaded weights: the model, its slices, and what is being written
+_TRAIN_BYTES = 16  # a parameter, in float32: weights, gradients, two moments
+_TEXT = 450 * MB  # the training text, as text and as tokens
+_ACTIVATIONS = 24  # float32 values a token, layer and hidden unit that backward needs
+_LOGITS = 4  # float32 copies of a batch's logits, gradients included
+_DISTILL_LOGITS = 6.5  # the same for the teacher's, with both softmaxes
+_MEASURING = 120 * MB  # held-out text, questions, the runtime
+_MEASURED_COPIES = 2.5  # of a model that is run
+_WINDOW = 256  # tokens a forward pass of an evaluation
+_WINDOW_LOGITS = 6  # float32 copies of a window's logits
+_WEIGHT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+def step_needs(recipe: Recipe, facts: ModelFacts, plan: ExportPlan | None) -> list[Need]:
+    """Return the estimated need of every step of a recipe, in order.
+
+    Args:
+        recipe: The recipe.
+        facts: Facts of its source checkpoint.
+        plan: The plan of its export, or ``None`` where it exports nothing.
+    """
+    return list(_needs(recipe, facts, plan))
+
+
+def _needs(recipe: Recipe, facts: ModelFacts, plan: ExportPlan | None) -> Iterator[Need]:
+    if recipe.compress:
+        bytes_each = _WEIGHT_BYTES.get(recipe.model.dtype)
+        loaded = facts.parameters * bytes_each if bytes_each else facts.weight_bytes
+        yield _alone("compress", _COMPRESS_COPIES * loaded, loaded)
+    if recipe.recover is not None:
+        state = 12 * facts.parameters  # weights and moments, kept for resuming
+        yield _alone("recover", _training(recipe.recover, facts), facts.weight_bytes + state)
+    if plan is not None:
+        yield plan.need
+        yield _alone("verify", 0)
+    if recipe.profile is not None:
+        worker = PARENT_BASE + _running(facts, recipe)
+        yield Need("profile", PARENT_BASE + worker, PARENT_BASE)
+    if recipe.evaluate:
+        logits = _WINDOW_LOGITS * 4 * _WINDOW * facts.vocab_size
+        yield _alone("evaluate", _running(facts, recipe) + logits)
+    yield _alone("report", 0)
+
+
+def _alone(step: str, added: float, disk: int = 0) -> Need:
+    """Return the need of a step that runs in this process."""
+    peak = round(PARENT_BASE + added)
+    return Need(step, peak, peak, {"output": disk})
+
+
+def _training(config: RecoverConfig, facts: ModelFacts) -> int:
+    """Return the bytes that recovery training adds: states, activations, logits, teacher, text."""
+    tokens = config.batch_size * config.sequence_length
+    is_taught = "distill" in config.objective
+    layers = _ACTIVATIONS * facts.num_layers * facts.hidden_size
+    logits = (_LOGITS + _DISTILL_LOGITS * is_taught) * facts.vocab_size
+    teacher = facts.float32_bytes * is_taught
+    forward = 4 * tokens * (layers * (1 + is_taught) + logits)
+    return round(_TEXT + _TRAIN_BYTES * facts.parameters + forward + teacher)
+
+
+def _running(facts: ModelFacts, recipe: Recipe) -> int:
+    """Return the bytes of the largest model that a run measures: a checkpoint or an artifact."""
+    sizes = [facts.weight_bytes]
+    context_length = 0
+    if recipe.export is not None:
+        sizes += [
+            artifact_bytes(facts, target, precision)
+            for target in recipe.export.targets
+            for precision in recipe.export.precisions
+        ]
+        context_length = recipe.export.context_length
+    caches = 2 * facts.cache_bytes(context_length)
+    return round(_MEASURING + _MEASURED_COPIES * max(sizes) + caches)

@@ -1,0 +1,91 @@
+"""The estimated needs of a run's steps: complete, in order, and true to what was measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from mobilekit.export.estimate import ModelFacts
+from mobilekit.export.preflight import plan_export
+
+from mobilekit.core.memory import AvailableMemory
+from mobilekit.core.needs import Need
+from mobilekit.pipeline.estimate import step_needs
+from mobilekit.pipeline.steps import step_names
+from mobilekit.recipe import Recipe, check_recipe
+
+MB = 10**6
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Peak RSS in MB of a process that did one step of a bfloat16 Qwen3-MoE and nothing else."""
+
+    facts: ModelFacts
+    compress: int
+    next_token: int
+    distill: int
+    evaluate: int
+    profile: int
+
+
+MEASURED = [
+    Measured(ModelFacts(2_827_648, 5_655_296, 4, 2048, 128, 64), 436, 1026, 1181, 545, 484),
+    Measured(ModelFacts(19_558_016, 39_116_032, 6, 16384, 256, 128), 547, 1808, 2765, 707, 546),
+    Measured(ModelFacts(102_360_320, 204_720_640, 12, 24576, 512, 128), 973, 3876, 6048, 1132, 876),
+]
+
+
+def recipe(**content: Any) -> Recipe:
+    return check_recipe({"version": 1, "export": None, **content})
+
+
+WHOLE = {
+    "compress": [{"method": "aimer"}],
+    "recover": {"objective": ["next_token"]},
+    "profile": {},
+    "evaluate": [{"suite": "perplexity"}],
+}
+
+
+def needs_of(facts: ModelFacts, **content: Any) -> dict[str, Need]:
+    return {need.step: need for need in step_needs(recipe(**content), facts, None)}
+
+
+@pytest.mark.parametrize("measured", MEASURED, ids=lambda m: f"{m.facts.parameters}")
+def test_estimates_are_over_what_was_measured_by_at_most_half(measured: Measured) -> None:
+    needs = needs_of(measured.facts, **WHOLE)
+    taught = {"objective": ["distill", "next_token"]}
+    distill = needs_of(measured.facts, **{**WHOLE, "recover": taught})
+    profile = needs["profile"].memory_bytes - needs["profile"].own_bytes
+    pairs = [
+        (needs["compress"].own_bytes, measured.compress),
+        (needs["recover"].own_bytes, measured.next_token),
+        (distill["recover"].own_bytes, measured.distill),
+        (needs["evaluate"].own_bytes, measured.evaluate),
+        (profile, measured.profile),
+    ]
+    for estimated, peak in pairs:
+        assert 1 <= estimated / (peak * MB) <= 1.5
+
+
+def test_every_step_of_a_recipe_has_a_need_in_order() -> None:
+    facts = MEASURED[0].facts
+    memory = AvailableMemory(64 * 10**9, 64 * 10**9, "MemAvailable")
+    plan = plan_export(facts, ["onnx"], ["fp32"], 512, memory=memory)
+    whole = check_recipe({"version": 1, **WHOLE, "export": {"targets": ["onnx"]}})
+    needs = step_needs(whole, facts, plan)
+    names = ["compress" if name == "aimer" else name for name in step_names(whole)]
+    assert [need.step for need in needs] == names
+    assert next(need for need in needs if need.step == "export") == plan.need
+    assert all(need.memory_bytes >= need.own_bytes > 0 for need in needs)
+
+
+def test_a_wider_dtype_and_a_larger_batch_need_more() -> None:
+    facts = MEASURED[1].facts
+    base = needs_of(facts, **WHOLE)
+    wide = needs_of(facts, **WHOLE, model={"dtype": "float32"})
+    assert wide["compress"].own_bytes > base["compress"].own_bytes
+    large = {**WHOLE, "recover": {"objective": ["next_token"], "batch_size": 32}}
+    assert needs_of(facts, **large)["recover"].own_bytes > 2 * base["recover"].own_bytes
