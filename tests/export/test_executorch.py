@@ -208,7 +208,7 @@ def test_experts_are_stored_as_int8(moe_int8: Artifact) -> None:
 
 
 def _sparse_blocks(model: Any) -> list[tuple[int, str, Any]]:
-    from mobilekit.models.families.qwen3_moe import sparse_blocks
+    from mobilekit.models.families.softmax_experts import sparse_blocks
 
     return sparse_blocks(model)
 

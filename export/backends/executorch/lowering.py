@@ -122,8 +122,9 @@ def metadata_methods(program: Program, spec: ExportSpec) -> dict[str, Any]:
         "use_kv_cache": True,
         "use_sdpa_with_kv_cache": False,
         "enable_dynamic_shape": program.dynamic_shapes is not None,
-        RECURRENT: program.is_recurrent,
     }
+    if program.is_recurrent:
+        methods[RECURRENT] = True
     if spec.bos_token_id is not None:
         methods["get_bos_id"] = spec.bos_token_id
     if spec.eos_token_ids:
