@@ -117,7 +117,9 @@ def _settings(precision: Precision, programs: dict[str, Program]) -> dict[str, o
         "specification_version": 9,  # iOS 18
     }
     if compute == "float16":
-        settings["kept_float32"] = "router, rotary angles, statistics of norms"
+        settings["kept_float32"] = (
+            "router, rotary angles, norms, residual stream, soft caps, decays"
+        )
     if precision.is_quantized:
         settings["quantizer"] = _QUANTIZER
         settings["int8_for_int4"] = undivided(programs["decode"], precision)

@@ -12,6 +12,7 @@ from mobilekit.runtime.mil.tools import coremltools, quiet
 
 from .precision import KeepFp32
 from .quantize import Quantizer
+from .rewrites import name_logic_, scale_queries_
 from .scheme import Scheme
 
 _LAYER_OUTPUT = "layer_output"
@@ -77,34 +78,13 @@ def capture(program: Program) -> Any:
     with quiet(), torch.no_grad():
         captured = torch.export.export(program.module, program.example_inputs, strict=False)
         captured = captured.run_decompositions({})
-    _scale_queries_(captured.graph)
+    name_logic_(captured.graph)
+    scale_queries_(captured.graph)
     for index, path in enumerate(program.layers):
         node = _last_node(captured.graph, path)
         if node is not None:
             node._rename(layer_value(index))
     return captured
-
-
-def _scale_queries_(graph: Any) -> None:
-    """Turn ``(q kᵀ) · c`` into ``(q · c) kᵀ``: unscaled scores overflow fp16 in some models."""
-    import torch
-
-    aten = torch.ops.aten
-    for node in list(graph.nodes):
-        if node.op != "call_function" or node.target is not aten.mul.Tensor:
-            continue
-        product, factor = node.args
-        if not isinstance(factor, float) or product.target is not aten.matmul.default:
-            continue
-        if len(product.users) > 1:
-            continue
-        query, key = product.args
-        with graph.inserting_before(product):
-            scaled = graph.call_function(aten.mul.Tensor, (query, factor))
-        scaled.meta = dict(query.meta)
-        product.args = (scaled, key)
-        node.replace_all_uses_with(product)
-        graph.erase_node(node)
 
 
 def _last_node(graph: Any, path: str) -> Any | None:
