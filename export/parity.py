@@ -135,7 +135,7 @@ def verify(
     check_files(bundle)
     if bundle.manifest.vectors is None:
         raise InvalidInputError(
-            f"{bundle.root} has no parity vectors", hint="Export the bundle anew."
+            f"{bundle.name} has no parity vectors", hint="Export the bundle anew."
         )
     vectors = parity_vectors.read(bundle.path(bundle.manifest.vectors))
     chosen = [bundle.artifact(only)] if only else list(bundle.manifest.artifacts)
@@ -172,7 +172,7 @@ def _verify_one(
 def _same(vectors: Vectors, item: Artifact, bundle: Bundle) -> Answer:
     if item.id not in vectors.same:
         raise InvalidInputError(
-            f"{bundle.root} has no same-precision reference for {item.id}",
+            f"{bundle.name} has no same-precision reference for {item.id}",
             hint="Export the bundle anew.",
         )
     return vectors.same[item.id]

@@ -31,11 +31,14 @@ def main(
     Checks every checksum, then runs every artifact on the parity vectors again.
     """
     from mobilekit import export
+    from mobilekit.core import console
     from mobilekit.schema.bundle import open_bundle
 
     from .export import PARITY_HEADERS, parity_cells
 
     opened = open_bundle(bundle)
+    for name in opened.unlisted():
+        console.warn(f"{name} is not in the manifest, so no checksum covers it")
     records = export.verify(opened, checkpoint=_checkpoint(opened.root, model), only=artifact)
     ran_at_export = {item.id: item.parity.executed for item in opened.manifest.artifacts}
     failed = [

@@ -107,7 +107,8 @@ def _read(name: str, path: Path) -> Outcome:
     outcome = Outcome.parse(read_json(path), str(path))
     if outcome.error is not None:
         kind = getattr(errors, outcome.error.kind, MobileKitError)
-        raise kind(f"{name}: {outcome.error.message}", hint=outcome.error.hint)
+        said = outcome.error.message
+        raise kind(said if said.startswith(name) else f"{name}: {said}", hint=outcome.error.hint)
     return outcome
 
 

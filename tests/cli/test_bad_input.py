@@ -53,8 +53,8 @@ def test_a_bad_checkpoint(verb: str, name: str, shelf: Path, refused: Refused) -
     [
         ("recover", [*TRAIN, "--out", "new"], "does not exist"),
         ("profile", ["--out", "new"], "does not exist"),
-        ("verify", [], "is not a bundle"),
-        ("report", [], "is not a run directory"),
+        ("verify", [], "does not exist"),
+        ("report", [], "does not exist"),
         ("run", [], "does not exist"),
     ],
 )
