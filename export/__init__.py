@@ -11,10 +11,11 @@ _PUBLIC = {
     "build": "builder",
     "check_context": "builder",
     "check_files": "parity",
+    "is_origin": "parity",
     "verify": "parity",
 }
 
-__all__ = ["PRECISIONS", "TARGETS", "build", "check_context", "check_files", "verify"]  # noqa: F822 - lazy
+__all__ = ["PRECISIONS", "TARGETS", "build", "check_context", "check_files", "is_origin", "verify"]  # noqa: F822 - lazy
 
 
 def __getattr__(name: str) -> Any:

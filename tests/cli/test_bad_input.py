@@ -367,6 +367,13 @@ def test_a_damaged_zip_of_a_bundle(bundle: Path, tmp_path: Path, refused: Refuse
 
 
 @pytest.mark.slow
+def test_another_checkpoint_cannot_explain_a_bundle(
+    bundle: Path, shelf: Path, refused: Refused
+) -> None:
+    refused(["verify", bundle, "--model", shelf / "moe"], "is not the checkpoint that")
+
+
+@pytest.mark.slow
 def test_more_than_the_exported_context_holds(
     bundle: Path, refused: Refused, mobilekit: Callable[..., Said]
 ) -> None:
