@@ -17,6 +17,7 @@ from mobilekit.core import console
 from mobilekit.core.errors import InvalidInputError, UsageError
 from mobilekit.core.files import (
     atomic_write_json,
+    check_writable,
     read_json,
     safe_join,
     sha256_file,
@@ -130,12 +131,11 @@ def _digest(path: Path) -> str:
     return sha256_tree(path) if path.is_dir() else sha256_file(path)
 
 
-@contextlib.contextmanager
-def open_run(root: Path, *, resume: bool) -> Iterator[RunDirectory]:
-    """Create a run directory, or go on with one.
+def check_run_directory(root: Path, *, resume: bool) -> None:
+    """Check that a run can be made at ``root``, or gone on with, before any work.
 
     Raises:
-        UsageError: If it exists and ``resume`` is false, or another process holds it.
+        UsageError: If it exists and ``resume`` is false, or is no run directory.
         OutputError: If it cannot be written.
     """
     if root.exists() and not root.is_dir():
@@ -150,6 +150,18 @@ def open_run(root: Path, *, resume: bool) -> Iterator[RunDirectory]:
             f"{root} is not a run directory, so there is nothing to resume",
             hint="Give the --out of the run to go on with, or choose a new one without --resume.",
         )
+    check_writable(root, root)
+
+
+@contextlib.contextmanager
+def open_run(root: Path, *, resume: bool) -> Iterator[RunDirectory]:
+    """Create a run directory, or go on with one.
+
+    Raises:
+        UsageError: If it exists and ``resume`` is false, or another process holds it.
+        OutputError: If it cannot be written.
+    """
+    check_run_directory(root, resume=resume)
     with writing(root):
         (root / _STATE).mkdir(parents=True, exist_ok=True)
         lock = (root / _STATE / "lock").open("w")

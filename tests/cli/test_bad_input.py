@@ -296,7 +296,36 @@ def test_an_output_that_cannot_be(
 def test_init_under_a_file(tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "file").write_text("mine")
     refused(["init", "file/recipe.yaml"], "is a file")
-    refused(["init", "file"], "exists")
+    refused(["init", "file"], "exists", "--force")
+
+
+def test_init_on_a_directory_is_not_told_to_use_force(tmp_path: Path, refused: Refused) -> None:
+    (tmp_path / "folder").mkdir()
+    for force in ([], ["--force"]):
+        refused(["init", "folder", *force], "is a directory", "init folder/recipe.yaml")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no procfs here")
+@pytest.mark.parametrize("verb", WRITERS)
+def test_a_place_that_only_looks_writable_is_refused_before_the_work(
+    verb: str,
+    writer: Callable[[str, str], list[str]],
+    refused: Refused,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def worked(*_: Any, **__: Any) -> Any:
+        raise AssertionError("it must be refused before any work")
+
+    monkeypatch.setattr("mobilekit.models.inspect.resolve", worked)
+    monkeypatch.setattr("mobilekit.models.resolve", worked)
+    refused(writer(verb, "/proc/o"), "cannot write /proc/o", "a place that you may write to")
+    refused(writer(verb, "/proc/o/p"), "cannot write /proc/o/p")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no procfs here")
+def test_init_where_nothing_can_be_is_not_told_of_an_out(refused: Refused) -> None:
+    refused(["init", "/proc/o"], "cannot write /proc/o", "a place that you may write to")
+    refused(["init", "/proc/o/recipe.yaml"], "cannot write /proc/o/recipe.yaml")
 
 
 @pytest.mark.parametrize("verb", ["compress", "export", "run"])
