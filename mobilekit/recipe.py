@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field
 from mobilekit.core.errors import InvalidInputError, UsageError
 from mobilekit.core.strict import StrictModel
 from mobilekit.core.suggest import did_you_mean
+from mobilekit.core.wording import kind_of
 from mobilekit.evaluate.config import MobileMMLUConfig, PerplexityConfig
 from mobilekit.profile.config import ProfileConfig
 from mobilekit.schema.manifest import LayerPrecision
@@ -110,9 +111,16 @@ def parse_recipe(text: bytes | str, name: str = "recipe") -> Recipe:
 def check_recipe(data: object, name: str = "recipe") -> Recipe:
     """Check a recipe that is already plain data, method settings included."""
     if not isinstance(data, dict):
+        held = "is empty" if data is None else f"holds {kind_of(data)}"
         raise InvalidInputError(
-            f"{name} holds {type(data).__name__}, expected a mapping of recipe keys",
+            f"{name} {held}, expected a mapping of recipe keys",
             hint="Start from the recipe that `mobilekit init` writes.",
+        )
+    version = data.get("version")
+    if type(version) is int and version > 1:
+        raise InvalidInputError(
+            f"{name}: 'version' is {version}, this MobileKit reads version 1",
+            hint="Update MobileKit, or write the recipe anew: mobilekit init",
         )
     recipe = Recipe.parse(data, name)
     for index, step in enumerate(recipe.compress):

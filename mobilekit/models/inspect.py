@@ -8,6 +8,7 @@ from typing import Any
 
 from mobilekit.core.errors import InvalidInputError
 from mobilekit.core.files import read_json, sha256_tree
+from mobilekit.core.wording import kind_of
 from mobilekit.schema.plan import PLAN_FILE
 
 from .weights import INDEX_FILE, tensor_table, weight_files
@@ -99,7 +100,7 @@ def read_config(path: Path) -> dict[str, Any]:
     data = read_json(path / CONFIG_FILE)
     if not isinstance(data, dict):
         raise InvalidInputError(
-            f"{path / CONFIG_FILE} holds a {type(data).__name__}, expected an object",
+            f"{path / CONFIG_FILE} holds {kind_of(data)}, expected a mapping",
             hint="Restore the file from the original checkpoint.",
         )
     return data
