@@ -13,7 +13,6 @@ from mobilekit.core import console
 from mobilekit.core.errors import UsageError
 from mobilekit.core.files import atomic_directory
 from mobilekit.core.optional import require_distribution
-from mobilekit.core.suggest import did_you_mean
 from mobilekit.data.tokenizer import load_tokenizer
 from mobilekit.models import checkpoint_hash, load, require_tokenizer, resolve
 from mobilekit.models.families import Phase, StateForm, family_of
@@ -109,8 +108,7 @@ def _check(
         for precision in precisions:
             if precision not in backend.precisions:
                 raise UsageError(
-                    f"target '{target}' has no precision '{precision}'"
-                    f"{did_you_mean(precision, backend.precisions)}",
+                    f"target '{target}' has no precision '{precision}'",
                     hint=f"It has: {', '.join(backend.precisions)}.",
                 )
     path = resolve(checkpoint)
@@ -131,7 +129,8 @@ def check_context(checkpoint: Path, context_length: int) -> None:
         raise UsageError(
             f"context length {context_length} was asked for, but the model has positions for "
             f"8 to {most}",
-            hint=f"Choose a --context-length of at most {most}.",
+            hint=f"Choose a context length of 8 to {most}: --context-length, or "
+            "export.context_length in a recipe.",
         )
 
 

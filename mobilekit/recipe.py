@@ -24,7 +24,9 @@ _MAX_BYTES = 1 << 20
 class ModelConfig(StrictModel):
     """Which checkpoint to start from."""
 
-    source: str = Field("embedded", description="Checkpoint directory, or 'embedded'.")
+    source: str = Field(
+        "embedded", description="Checkpoint directory, cached hub id, or 'embedded'."
+    )
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
 
@@ -148,8 +150,7 @@ def _check_export(export: ExportConfig, profile: ProfileConfig | None, name: str
         for precision in export.precisions:
             if precision not in known:
                 raise UsageError(
-                    f"{name}: target '{target}' has no precision '{precision}'"
-                    f"{did_you_mean(precision, known)}",
+                    f"{name}: target '{target}' has no precision '{precision}'",
                     hint=f"It has: {', '.join(known)}.",
                 )
     for workload in parse_all(profile.workloads) if profile else ():

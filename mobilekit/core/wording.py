@@ -124,7 +124,8 @@ def _wrong_tag(start: str, error: Any) -> InvalidInputError:
 def _suggestion(error: Any) -> str:
     if error["type"] != "literal_error" or not isinstance(error["input"], str):
         return ""
-    return did_you_mean(error["input"], _quoted(error["ctx"]["expected"]))
+    # tight: 'int5' is no misspelling of 'int8'
+    return did_you_mean(error["input"], _quoted(error["ctx"]["expected"]), cutoff=0.78)
 
 
 def _quoted(text: str) -> list[str]:

@@ -71,7 +71,7 @@ def resolve(source: str | Path) -> Path:
         what = "is a file, expected a directory" if path.is_file() else "does not exist"
         raise InvalidInputError(
             f"checkpoint {source} {what}",
-            hint="Give a checkpoint directory, a hub id in the local cache, or 'embedded'.",
+            hint="Give a checkpoint directory, a cached hub id, or 'embedded'.",
         )
     if not (path / CONFIG_FILE).is_file():
         raise InvalidInputError(

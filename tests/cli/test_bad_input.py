@@ -79,9 +79,11 @@ def test_a_path_where_nothing_is(
         (["plan", "MOE", *AIMER, "--out", "new", "--device", "tpu"], "unknown device 'tpu'"),
         (["compress", "MOE", "--out", "new"], "either --method or --plan"),
         (["export", "MOE", "--out", "new", "--target", "onxx"], "did you mean 'onnx'?"),
-        (["export", "MOE", "--out", "new", "--precision", "int9"], "did you mean 'int8'?"),
-        (["export", "MOE", "--out", "new", "--context-length", "4096"], "at most 128"),
+        (["export", "MOE", "--out", "new", "--precision", "int9"], "It has: fp32"),
+        (["export", "MOE", "--out", "new", "--context-length", "4096"], "of 8 to 128"),
         (["evaluate", "MOE", "--suite", "perplexty"], "did you mean 'perplexity'?"),
+        (["evaluate", "MOE", "--set", "max_token=5"], "did you mean 'max_tokens'?"),
+        (["export", "MOE", "--out", "new", "--context-length", "0"], "of 8 to 128: --context-"),
         (["evaluate", "MOE", "--artifact", "onnx"], "is a checkpoint, not a bundle"),
         (["profile", "MOE", "--device", "hst"], "did you mean 'host'?"),
         (["profile", "MOE", "--workload", "zz9"], "unknown workload 'zz9'"),
@@ -240,7 +242,7 @@ def test_a_bad_recipe(text: bytes, words: str, tmp_path: Path, refused: Refused)
         ("dense", {"compress": [{"method": "aimer"}]}, "has no experts"),
         ("moe", {"compress": [{"method": "aimer", "sparsity": 0.9}]}, "router's top-2"),
         ("nan", {"compress": [{"method": "aimer"}]}, "NaN or infinite"),
-        ("moe", {"export": {"targets": ["onnx"], "context_length": 4096}}, "at most 128"),
+        ("moe", {"export": {"targets": ["onnx"], "context_length": 4096}}, "of 8 to 128"),
     ],
 )
 def test_a_recipe_that_does_not_fit_the_model_leaves_no_run(

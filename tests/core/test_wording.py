@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mobilekit.core.errors import InvalidInputError
+from mobilekit.core.errors import InvalidInputError, MobileKitError
 from mobilekit.recipe import check_recipe, parse_recipe
 from mobilekit.schema.plan import Plan
 
@@ -97,3 +97,11 @@ def test_keys_of_the_chosen_kind_only_are_named() -> None:
         Plan.parse({"schema": "mobilekit.plan/1", "edits": [edit]}, "p.json")
     assert "edits entry 1: unknown key 'layr'; did you mean 'layer'?" in caught.value.message
     assert caught.value.hint == "Known keys here: indices, layer, op, unit."
+
+
+@pytest.mark.parametrize("content", [{"precisions": ["int9"]}, {"overrides": {"lm_head": "int5"}}])
+def test_a_width_that_is_not_there_is_no_misspelling(content: dict[str, Any]) -> None:
+    with pytest.raises(MobileKitError) as caught:
+        check_recipe({"version": 1, "export": {"targets": ["onnx"], **content}}, "r.yaml")
+    assert "did you mean" not in caught.value.message
+    assert "int8" in caught.value.hint
