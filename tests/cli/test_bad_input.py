@@ -443,7 +443,12 @@ def test_a_fresh_process_says_no_more(
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_ends_with_130(shelf: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "said"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")]
+)
+def test_a_stopped_run_cleans_up_and_ends_with_128_and_the_signal(
+    number: signal.Signals, said: str, shelf: Path, tmp_path: Path
+) -> None:
     recipe = write_recipe(
         tmp_path / "recipe.yaml",
         model={"source": str(shelf / "dense")},
@@ -459,8 +464,9 @@ def test_an_interrupted_run_ends_with_130(shelf: Path, tmp_path: Path) -> None:
     ) as process:
         assert process.stderr is not None
         assert process.stderr.readline().startswith("Plan ")
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         rest = process.stderr.read().splitlines()
-    assert process.returncode == 130
-    assert rest == ["error: interrupted", "Finished steps are kept: go on with --resume."]
+    assert process.returncode == 128 + number
+    assert rest == [f"error: {said}", "Finished steps are kept: go on with --resume."]
+    assert not list((tmp_path / "r").glob(".bundle.*"))
     assert not (tmp_path / "r" / "bundle").exists()
