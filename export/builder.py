@@ -14,7 +14,6 @@ from mobilekit.core.errors import UsageError
 from mobilekit.core.files import atomic_directory
 from mobilekit.core.needs import Need, check_needs
 from mobilekit.core.optional import require_distribution
-from mobilekit.core.suggest import did_you_mean
 from mobilekit.data.tokenizer import load_tokenizer
 from mobilekit.models import checkpoint_hash, load, max_positions, require_tokenizer, resolve
 from mobilekit.models.families import Phase, StateForm, family_of
@@ -141,8 +140,7 @@ def _check(
         for precision in precisions:
             if precision not in backend.precisions:
                 raise UsageError(
-                    f"target '{target}' has no precision '{precision}'"
-                    f"{did_you_mean(precision, backend.precisions)}",
+                    f"target '{target}' has no precision '{precision}'",
                     hint=f"It has: {', '.join(backend.precisions)}.",
                 )
     path = resolve(checkpoint)
@@ -161,11 +159,11 @@ def check_context(checkpoint: Path, context_length: int) -> None:
     most = max_positions(checkpoint)
     if context_length < 8 or (most is not None and context_length > most):
         room = "8 and more" if most is None else f"8 to {most}"
-        advice = "at least 8" if most is None else f"at most {most}"
         raise UsageError(
             f"context length {context_length} was asked for, but the model has positions for "
             f"{room}",
-            hint=f"Choose a --context-length of {advice}.",
+            hint=f"Choose a context length of {room}: --context-length, or "
+            "export.context_length in a recipe.",
         )
 
 

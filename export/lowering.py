@@ -11,7 +11,7 @@ from pathlib import Path
 
 import mobilekit
 from mobilekit.core import console
-from mobilekit.core.cache import cache_root
+from mobilekit.core.cache import cache_root, remove_abandoned
 from mobilekit.core.errors import InvalidInputError
 from mobilekit.core.files import (
     atomic_directory,
@@ -35,6 +35,7 @@ _RECORD = "lowered.json"
 def lower(job: Job, backend: Backend) -> tuple[LoweredRecord, bool]:
     """Put the artifact's files into ``job.out``; return their record and whether it was cached."""
     kept = cache_root() / "lowered" / _key(job, backend)
+    remove_abandoned(kept.parent)
     with locked(kept.with_name(f"{kept.name}.lock")):  # two runs that want the same do it once
         record = _read_cached(kept)
         cached = record is not None

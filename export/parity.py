@@ -6,7 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mobilekit.core.errors import CheckFailedError, InvalidInputError, NotExecutableError
+from mobilekit.core.errors import (
+    CheckFailedError,
+    InvalidInputError,
+    NotExecutableError,
+    UsageError,
+)
 from mobilekit.metrics.language import kl_divergence
 from mobilekit.runtime import TokenLogits, open_artifact
 from mobilekit.schema.bundle import Bundle
@@ -130,16 +135,29 @@ def verify(
 
     Raises:
         CheckFailedError: If a file's checksum is wrong.
-        UsageError: If there is no artifact ``only``.
+        UsageError: If there is no artifact ``only``, or the checkpoint is another one.
     """
+    if checkpoint is not None and not is_origin(bundle.manifest, checkpoint):
+        raise UsageError(
+            f"{checkpoint} is not the checkpoint that {bundle.name} was exported from",
+            hint="Give the one it was made of, or leave --model out.",
+        )
     check_files(bundle)
     if bundle.manifest.vectors is None:
         raise InvalidInputError(
-            f"{bundle.root} has no parity vectors", hint="Export the bundle anew."
+            f"{bundle.name} has no parity vectors", hint="Export the bundle anew."
         )
     vectors = parity_vectors.read(bundle.path(bundle.manifest.vectors))
     chosen = [bundle.artifact(only)] if only else list(bundle.manifest.artifacts)
     return {item.id: _verify_one(bundle, item, vectors, checkpoint) for item in chosen}
+
+
+def is_origin(manifest: Manifest, checkpoint: Path) -> bool:
+    """Tell whether a bundle was exported from a checkpoint; true where it does not say."""
+    from mobilekit.models import checkpoint_hash
+
+    made_from = manifest.provenance.get("checkpoint")
+    return made_from is None or made_from == checkpoint_hash(checkpoint)
 
 
 def check_files(bundle: Bundle) -> None:
@@ -172,7 +190,7 @@ def _verify_one(
 def _same(vectors: Vectors, item: Artifact, bundle: Bundle) -> Answer:
     if item.id not in vectors.same:
         raise InvalidInputError(
-            f"{bundle.root} has no same-precision reference for {item.id}",
+            f"{bundle.name} has no same-precision reference for {item.id}",
             hint="Export the bundle anew.",
         )
     return vectors.same[item.id]
@@ -204,6 +222,7 @@ __all__ = [
     "compare_greedy",
     "deviation",
     "diagnose",
+    "is_origin",
     "measure",
     "verify",
 ]

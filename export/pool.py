@@ -59,6 +59,7 @@ def run_jobs(
     finally:
         for item in running:
             _stop(item.process)
+            item.log.unlink(missing_ok=True)
     return {name: done[name] for name in jobs}
 
 

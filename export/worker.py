@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mobilekit.core import stopping
 from mobilekit.core.errors import InvalidInputError, MobileKitError, NotExecutableError
 from mobilekit.core.files import atomic_write, atomic_write_json, read_json
 from mobilekit.core.memory import peak_rss_bytes
@@ -35,6 +36,7 @@ def main(job_path: str) -> int:
     """Do one job; expected errors go into the outcome, a crash leaves none."""
     job = Job.parse(read_json(Path(job_path)), job_path)
     end_with_parent()
+    stopping.listen()  # so that a half-written entry of the cache goes when the parent stops it
     try:
         outcome = make(job)
     except MobileKitError as error:

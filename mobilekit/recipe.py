@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field
 from mobilekit.core.errors import InvalidInputError, UsageError
 from mobilekit.core.strict import StrictModel
 from mobilekit.core.suggest import did_you_mean
+from mobilekit.core.wording import kind_of
 from mobilekit.evaluate.config import MobileMMLUConfig, PerplexityConfig
 from mobilekit.profile.config import ProfileConfig
 from mobilekit.schema.manifest import LayerPrecision
@@ -23,7 +24,9 @@ _MAX_BYTES = 1 << 20
 class ModelConfig(StrictModel):
     """Which checkpoint to start from."""
 
-    source: str = Field("embedded", description="Checkpoint directory, or 'embedded'.")
+    source: str = Field(
+        "embedded", description="Checkpoint directory, cached hub id, or 'embedded'."
+    )
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
 
@@ -110,9 +113,16 @@ def parse_recipe(text: bytes | str, name: str = "recipe") -> Recipe:
 def check_recipe(data: object, name: str = "recipe") -> Recipe:
     """Check a recipe that is already plain data, method settings included."""
     if not isinstance(data, dict):
+        held = "is empty" if data is None else f"holds {kind_of(data)}"
         raise InvalidInputError(
-            f"{name} holds {type(data).__name__}, expected a mapping of recipe keys",
+            f"{name} {held}, expected a mapping of recipe keys",
             hint="Start from the recipe that `mobilekit init` writes.",
+        )
+    version = data.get("version")
+    if type(version) is int and version > 1:
+        raise InvalidInputError(
+            f"{name}: 'version' is {version}, this MobileKit reads version 1",
+            hint="Update MobileKit, or write the recipe anew: mobilekit init",
         )
     recipe = Recipe.parse(data, name)
     for index, step in enumerate(recipe.compress):
@@ -140,8 +150,7 @@ def _check_export(export: ExportConfig, profile: ProfileConfig | None, name: str
         for precision in export.precisions:
             if precision not in known:
                 raise UsageError(
-                    f"{name}: target '{target}' has no precision '{precision}'"
-                    f"{did_you_mean(precision, known)}",
+                    f"{name}: target '{target}' has no precision '{precision}'",
                     hint=f"It has: {', '.join(known)}.",
                 )
     for workload in parse_all(profile.workloads) if profile else ():

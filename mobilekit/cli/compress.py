@@ -17,7 +17,9 @@ EPILOG = (
 
 @command
 def main(
-    model: Annotated[str, typer.Argument(help="Checkpoint directory, or 'embedded'.")],
+    model: Annotated[
+        str, typer.Argument(help="Checkpoint directory, cached hub id, or 'embedded'.")
+    ],
     out: Annotated[Path, typer.Option(help="Checkpoint directory to create.")],
     method: Annotated[str | None, typer.Option(help="Method to plan with.")] = None,
     plan: Annotated[

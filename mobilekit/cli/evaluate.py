@@ -17,7 +17,9 @@ EPILOG = (
 
 @command
 def main(
-    path: Annotated[str, typer.Argument(help="Bundle, checkpoint directory, or 'embedded'.")],
+    path: Annotated[
+        str, typer.Argument(help="Bundle, checkpoint directory, cached hub id, or 'embedded'.")
+    ],
     suite: Annotated[
         list[str] | None, typer.Option(help="perplexity or mobile_mmlu; both by default.")
     ] = None,
@@ -42,7 +44,7 @@ def main(
     if out is not None:
         check_target(out)
     settings = parse_settings(setting or [])
-    configs = [evaluate.make_config(n, settings) for n in suite or evaluate.SUITES.names()]
+    configs = evaluate.make_configs(suite or evaluate.SUITES.names(), settings)
     results = []
     for name in evaluate.targets_of(path, artifact):
         if (reason := evaluate.cannot_run(path, name)) is not None:

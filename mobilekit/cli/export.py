@@ -20,7 +20,9 @@ EPILOG = (
 
 @command
 def main(
-    model: Annotated[str, typer.Argument(help="Checkpoint directory, or 'embedded'.")],
+    model: Annotated[
+        str, typer.Argument(help="Checkpoint directory, cached hub id, or 'embedded'.")
+    ],
     out: Annotated[Path, typer.Option(help="Bundle directory to create.")],
     target: Annotated[
         list[str] | None, typer.Option(help="executorch, onnx or coreml; all by default.")
@@ -86,7 +88,6 @@ def main(
 def _overrides(pairs: list[str]) -> dict[str, LayerPrecision]:
     """Parse ``PATTERN=PRECISION`` options."""
     from mobilekit.core.errors import UsageError
-    from mobilekit.core.suggest import did_you_mean
 
     known: dict[str, LayerPrecision] = {"float": "float", "int8": "int8", "int4": "int4"}
     parsed = {}
@@ -94,7 +95,7 @@ def _overrides(pairs: list[str]) -> dict[str, LayerPrecision]:
         pattern, _, precision = pair.rpartition("=")
         if not pattern or precision not in known:
             raise UsageError(
-                f"--override '{pair}' is not PATTERN=PRECISION{did_you_mean(precision, known)}",
+                f"--override '{pair}' is not PATTERN=PRECISION",
                 hint="Give a layer pattern and float, int8 or int4: --override 'lm_head=int8'.",
             )
         parsed[pattern] = known[precision]

@@ -22,6 +22,10 @@ def main(
     from mobilekit.core.files import atomic_write
     from mobilekit.recipes import DEMO
 
+    if path.is_dir():
+        raise UsageError(
+            f"{path} is a directory", hint=f"Name a file: mobilekit init {path / 'recipe.yaml'}"
+        )
     if path.exists() and not force:
         raise UsageError(f"{path} exists", hint="Use --force to overwrite it, or name another.")
     atomic_write(path, DEMO.read_text(encoding="utf-8"))

@@ -20,7 +20,9 @@ EPILOG = (
 
 @command
 def main(
-    model: Annotated[str, typer.Argument(help="Checkpoint directory, or 'embedded'.")],
+    model: Annotated[
+        str, typer.Argument(help="Checkpoint directory, cached hub id, or 'embedded'.")
+    ],
     method: Annotated[str, typer.Option(help="Method; `mobilekit methods` lists them.")],
     out: Annotated[Path, typer.Option(help="Directory to write plan.json into.")],
     setting: Annotated[

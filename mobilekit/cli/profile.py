@@ -17,7 +17,9 @@ EPILOG = (
 
 @command
 def main(
-    path: Annotated[str, typer.Argument(help="Bundle, checkpoint directory, or 'embedded'.")],
+    path: Annotated[
+        str, typer.Argument(help="Bundle, checkpoint directory, cached hub id, or 'embedded'.")
+    ],
     artifact: Annotated[
         list[str] | None, typer.Option(help="Id of an artifact; all by default.")
     ] = None,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .common import Answer, command
+
+if TYPE_CHECKING:
+    from mobilekit.schema.bundle import Bundle
 
 EPILOG = (
     "Examples: mobilekit verify runs/demo/bundle   ·   "
@@ -31,12 +34,15 @@ def main(
     Checks every checksum, then runs every artifact on the parity vectors again.
     """
     from mobilekit import export
+    from mobilekit.core import console
     from mobilekit.schema.bundle import open_bundle
 
     from .export import PARITY_HEADERS, parity_cells
 
     opened = open_bundle(bundle)
-    records = export.verify(opened, checkpoint=_checkpoint(opened.root, model), only=artifact)
+    for name in opened.unlisted():
+        console.warn(f"{name} is not in the manifest, so no checksum covers it")
+    records = export.verify(opened, checkpoint=_checkpoint(opened, model), only=artifact)
     ran_at_export = {item.id: item.parity.executed for item in opened.manifest.artifacts}
     failed = [
         name
@@ -51,11 +57,13 @@ def main(
     )
 
 
-def _checkpoint(bundle: Path, model: str | None) -> Path | None:
+def _checkpoint(bundle: Bundle, model: str | None) -> Path | None:
     """Return the checkpoint to diagnose with: the one named, or the run's own beside the bundle."""
+    from mobilekit import export
     from mobilekit.models import resolve
 
     if model is not None:
         return resolve(model)
-    beside = bundle.parent / "checkpoint"
-    return beside if (beside / "config.json").is_file() else None
+    beside = bundle.root.parent / "checkpoint"
+    there = (beside / "config.json").is_file()
+    return beside if there and export.is_origin(bundle.manifest, beside) else None

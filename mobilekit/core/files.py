@@ -17,6 +17,7 @@ from typing import Any
 from .errors import InvalidInputError, OutputError, UsageError
 
 _CHUNK = 1 << 20
+_REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -77,16 +78,23 @@ def writing(target: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OutputError(
                 f"no space left on the device while writing {target}",
-                hint="Free some space or choose another --out; nothing was left half-written.",
+                hint="Free some space or choose another place; nothing was left half-written.",
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            blocked = error.errno in (errno.ENOTDIR, errno.EEXIST)
-            reason = "a part of its path is a file" if blocked else error.strerror
-            raise OutputError(
-                f"cannot write {target}: {reason}",
-                hint="Choose an --out that you may write to.",
-            ) from error
-        raise
+        if error.errno not in _REFUSALS and not _concerns(target, error.filename):
+            raise  # of what the block reads or prints, not of what it writes
+        blocked = error.errno in (errno.ENOTDIR, errno.EEXIST)
+        reason = "a part of its path is a file" if blocked else error.strerror or str(error)
+        raise OutputError(
+            f"cannot write {target}: {reason}", hint="Choose a place that you may write to."
+        ) from error
+
+
+def _concerns(target: Path, filename: object) -> bool:
+    """Tell whether a path is ``target``, a folder above it, or in its temporary sibling."""
+    if not isinstance(filename, str):
+        return False
+    path, mark = Path(filename), f".{target.name}."
+    return path in (target, *target.parents) or any(p.startswith(mark) for p in path.parts)
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
@@ -182,16 +190,27 @@ def check_target(target: Path, *, replace: bool = False) -> None:
         raise UsageError(
             f"{target} exists and is not empty", hint="Choose another --out or remove it."
         )
-    nearest = next(p for p in (target.parent, *target.parent.parents) if p.exists())
+    check_writable(target, target.parent)
+
+
+def check_writable(target: Path, folder: Path) -> None:
+    """Try to write in ``folder``, or in the nearest of its parents that exists.
+
+    Args:
+        target: What is to be written there, for the message.
+        folder: Where.
+
+    Raises:
+        OutputError: If it lies under a file, or where nothing may be written.
+    """
+    nearest = next(p for p in (folder, *folder.parents) if p.exists())
     if not nearest.is_dir():
-        reason = f"{nearest} is a file"
-    elif not os.access(nearest, os.W_OK | os.X_OK):
-        reason = f"no permission to write in {nearest}"
-    else:
-        return
-    raise OutputError(
-        f"cannot write {target}: {reason}", hint="Choose an --out that you may write to."
-    )
+        raise OutputError(
+            f"cannot write {target}: {nearest} is a file",
+            hint="Choose a place that you may write to.",
+        )
+    with writing(target):  # permissions do not tell: /proc looks writable, and root may do all
+        os.rmdir(tempfile.mkdtemp(dir=nearest, prefix=f".{target.name}."))
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from mobilekit.core import console
 from mobilekit.core.registry import Registry
 from mobilekit.schema.result import ArtifactRef, Result
 
-from .artifacts import cannot_run, make_config, run_on, summary_line, targets_of
+from .artifacts import cannot_run, make_config, make_configs, run_on, summary_line, targets_of
 from .config import PerplexityConfig, SuiteConfig
 from .outcome import Control, Outcome, Suite
 
@@ -124,6 +124,7 @@ __all__ = [
     "cannot_run",
     "data_digest",
     "make_config",
+    "make_configs",
     "mobile_mmlu",
     "perplexity",
     "run",

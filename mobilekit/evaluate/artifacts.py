@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib.util
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mobilekit.core.errors import UsageError
+from mobilekit.core.errors import InvalidInputError, UsageError
 from mobilekit.core.suggest import did_you_mean
 from mobilekit.schema.bundle import Bundle, open_bundle
 from mobilekit.schema.manifest import Artifact
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from mobilekit.data.tokenizer import TextTokenizer
     from mobilekit.runtime.base import TokenLogits
 
-__all__ = ["cannot_run", "make_config", "run_on", "summary_line", "targets_of"]
+__all__ = ["cannot_run", "make_config", "make_configs", "run_on", "summary_line", "targets_of"]
 
 _CHECKPOINT = "torch"
 _SETTINGS: dict[str, type[PerplexityConfig] | type[MobileMMLUConfig]] = {
@@ -43,6 +44,30 @@ def make_config(suite: str, settings: dict[str, Any]) -> SuiteConfig:
             hint=f"Known suites: {', '.join(sorted(_SETTINGS))}.",
         )
     return _SETTINGS[suite].parse({**settings, "suite": suite}, f"suite {suite}")
+
+
+def make_configs(suites: Sequence[str], settings: dict[str, Any]) -> list[SuiteConfig]:
+    """Return the settings of several suites: each suite takes those that it has.
+
+    Raises:
+        UsageError: If a suite is unknown.
+        InvalidInputError: If a setting is out of range, or none of the suites has it.
+    """
+    if len(suites) == 1:
+        return [make_config(suites[0], settings)]
+    keys = {name: set(_SETTINGS[name].model_fields) for name in suites if name in _SETTINGS}
+    known = set().union(*keys.values()) - {"suite"}
+    for key in settings:
+        if key not in known:
+            raise InvalidInputError(
+                f"none of the suites {', '.join(keys)} has a setting '{key}'"
+                f"{did_you_mean(key, known)}",
+                hint=f"Known settings: {', '.join(sorted(known))}.",
+            )
+    return [
+        make_config(name, {k: v for k, v in settings.items() if k in keys.get(name, ())})
+        for name in suites
+    ]
 
 
 def targets_of(source: str | Path, artifact: str | None = None) -> list[str]:

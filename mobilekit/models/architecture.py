@@ -218,13 +218,19 @@ def _check_table(path: Path, skeleton: Any, table: Mapping[str, TensorEntry]) ->
         given = table[name].shape if name in table else None
         if given != asked:
             raise InvalidInputError(
-                f"{name} in {path} is {_shown(given)}, but config.json asks for {_shown(asked)}",
+                _difference(path, name, given, asked),
                 hint="The config and the weights do not belong together: restore both.",
             )
 
 
-def _shown(shape: tuple[int, ...] | None) -> str:
-    return "absent" if shape is None else str(list(shape))
+def _difference(
+    path: Path, name: str, given: tuple[int, ...] | None, asked: tuple[int, ...] | None
+) -> str:
+    if asked is None:
+        return f"the weights of {path} hold {name}, which config.json has no place for"
+    if given is None:
+        return f"the weights of {path} lack {name}, but config.json asks for {list(asked)}"
+    return f"{name} in {path} is {list(given)}, but config.json asks for {list(asked)}"
 
 
 @contextlib.contextmanager

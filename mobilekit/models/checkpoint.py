@@ -215,10 +215,11 @@ def _check_finite(path: Path, model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         finite = parameter.isfinite()
         if not bool(finite.all()):
-            first = (~finite).nonzero()[0].tolist()
+            count, first = int((~finite).sum()), (~finite).nonzero()[0].tolist()
+            held = "a value that is" if count == 1 else f"{count} values that are"
+            place = "at" if count == 1 else "the first at"
             raise InvalidInputError(
-                f"{name} in {path} holds {int((~finite).sum())} values that are NaN or infinite, "
-                f"the first at {first}",
+                f"{name} in {path} holds {held} NaN or infinite, {place} {first}",
                 hint="The checkpoint is damaged, or its training diverged: use another one.",
             )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from mobilekit.core.errors import InvalidInputError
 from mobilekit.core.files import read_json, sha256_tree
+from mobilekit.core.wording import kind_of
 from mobilekit.schema.plan import PLAN_FILE
 
 from .weights import INDEX_FILE, tensor_table, weight_files
@@ -71,7 +72,7 @@ def resolve(source: str | Path) -> Path:
         what = "is a file, expected a directory" if path.is_file() else "does not exist"
         raise InvalidInputError(
             f"checkpoint {source} {what}",
-            hint="Give a checkpoint directory, a hub id in the local cache, or 'embedded'.",
+            hint="Give a checkpoint directory, a cached hub id, or 'embedded'.",
         )
     if not (path / CONFIG_FILE).is_file():
         raise InvalidInputError(
@@ -100,7 +101,7 @@ def read_config(path: Path) -> dict[str, Any]:
     data = read_json(path / CONFIG_FILE)
     if not isinstance(data, dict):
         raise InvalidInputError(
-            f"{path / CONFIG_FILE} holds a {type(data).__name__}, expected an object",
+            f"{path / CONFIG_FILE} holds {kind_of(data)}, expected a mapping",
             hint="Restore the file from the original checkpoint.",
         )
     settings: dict[str, Any] = _with_floats(data)

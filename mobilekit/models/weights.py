@@ -140,11 +140,15 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
     """
     size = file.stat().st_size
     with file.open("rb") as stream:
-        start = stream.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
-        if not 2 <= length <= min(size - 8, _MAX_HEADER):
-            raise _damaged(file, f"a header of {length} bytes in a file of {size}")
-        text = stream.read(length)
+        start = stream.read(9)
+        # the length of the header in 8 bytes, then the header, which is a JSON object
+        if not start or start[8:] not in (b"{", b""):
+            what = "is not a safetensors file" if start else "is empty"
+            raise InvalidInputError(f"{file} {what}", hint="Copy the file again from its source.")
+        length = struct.unpack("<Q", start[:8])[0] if len(start) == 9 else None
+        if length is None or not 2 <= length <= min(size - 8, _MAX_HEADER):
+            raise _damaged(file, f"its header does not fit in its {size} bytes")
+        text = start[8:] + stream.read(length - 1)
     try:
         header = json.loads(text)
         entries = {k: v for k, v in header.items() if k != "__metadata__"}

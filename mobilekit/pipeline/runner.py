@@ -19,7 +19,7 @@ from . import steps
 from .budget import check_budget
 from .environment import host, versions
 from .measuring import remove_stale
-from .state import RunDirectory, open_run
+from .state import RunDirectory, check_run_directory, open_run
 
 
 def run(
@@ -50,6 +50,7 @@ def run(
         CheckFailedError: Everything ran, but parity or the budget failed; the report is there.
     """
     recipe = _as_recipe(recipe)
+    check_run_directory(Path(out), resume=resume)  # first: it takes no time
     source = steps.preflight(recipe)
     with open_run(Path(out), resume=resume) as directory:
         shown = command or f"mobilekit run recipe.yaml --out {out}"

@@ -17,6 +17,7 @@ from mobilekit.core import console
 from mobilekit.core.errors import InvalidInputError, UsageError
 from mobilekit.core.files import (
     atomic_write_json,
+    check_writable,
     read_json,
     safe_join,
     sha256_file,
@@ -35,8 +36,28 @@ _STATE = ".state"
 _OUTPUTS = ("checkpoint", "compressed", "bundle", "run.json", "report.html", "model_card.md")
 
 
+class _Basis(StrictModel):
+    """All that the result of a step depends on, beside what it writes itself."""
+
+    inputs: dict[str, str]  # name to the hash of its value
+    code: str
+    versions: dict[str, str]
+
+    def changes(self, now: _Basis) -> list[str]:
+        """Say what is not as it was."""
+        differ = [
+            k for k in {**self.inputs, **now.inputs} if self.inputs.get(k) != now.inputs.get(k)
+        ]
+        said = [f"its inputs ({', '.join(differ)})"] if differ else []
+        said += ["MobileKit's code"] if self.code != now.code else []
+        for name in {**self.versions, **now.versions}:
+            was, is_now = self.versions.get(name, "absent"), now.versions.get(name, "absent")
+            said += [f"package {name} {was} → {is_now}"] if was != is_now else []
+        return said
+
+
 class _Done(StrictModel):
-    key: str
+    basis: _Basis
     outputs: dict[str, str]  # path to SHA-256, of a directory over all that is in it
     record: StepRecord
 
@@ -76,16 +97,11 @@ class RunDirectory:
             Whether the step was done before.
         """
         self.written.update(outputs)
-        identity = {
-            "step": step_id,
-            "inputs": inputs,
-            "to": list(outputs),
-            "code": code_hash(),
-            "versions": versions(),
-        }
-        key = sha256_json(identity)
+        hashes = {key: sha256_json(value) for key, value in inputs.items()}
+        basis = _Basis(inputs=hashes, code=code_hash(), versions=versions())
         path = self.root / _STATE / f"{step_id}.json"
-        if (done := self._done(path, key, outputs)) is not None:
+        done = _read_done(path)
+        if done is not None and self._still_holds(step_id, done, basis, outputs):
             self.records.append(done.record.model_copy(update={"cached": True}))
             return True
         self._forget(path, outputs)
@@ -102,7 +118,7 @@ class RunDirectory:
             estimated_peak_bytes=estimated_peak_bytes,
         )
         digests = {name: _digest(self.root / name) for name in outputs}
-        done = _Done(key=key, outputs=digests, record=record)
+        done = _Done(basis=basis, outputs=digests, record=record)
         atomic_write_json(path, done.model_dump(mode="json"))
         self.records.append(record)
         return False
@@ -115,31 +131,43 @@ class RunDirectory:
             if isinstance(content, dict) and set(content.get("outputs", ())) & set(outputs):
                 other.unlink()
 
-    def _done(self, path: Path, key: str, outputs: Sequence[str]) -> _Done | None:
-        if not path.is_file() or not all(safe_join(self.root, o).exists() for o in outputs):
-            return None
-        try:
-            done = _Done.parse(read_json(path), str(path))
-        except InvalidInputError:
-            return None  # written by another version: the step is simply done again
-        if done.key != key or set(done.outputs) != set(outputs):
-            return None
-        whole = all(_digest(self.root / name) == sha for name, sha in done.outputs.items())
-        if not whole:
-            console.warn(f"{done.record.name}: what it wrote has changed since; it is done again")
-        return done if whole else None
+    def _still_holds(
+        self, step_id: str, done: _Done, basis: _Basis, outputs: Sequence[str]
+    ) -> bool:
+        """Tell whether a step need not be done again; where it must, say why."""
+        reasons = [f"{what} changed" for what in done.basis.changes(basis)]
+        if set(done.outputs) != set(outputs):
+            reasons.append("it writes other files now")
+        for name, sha in done.outputs.items():
+            if not safe_join(self.root, name).exists():
+                reasons.append(f"{name} is gone")
+            elif not reasons and _digest(self.root / name) != sha:
+                reasons.append(f"{name} has changed since")
+        if reasons:
+            console.warn(f"{step_id} is done again: {', '.join(reasons)}")
+        return not reasons
+
+
+def _read_done(path: Path) -> _Done | None:
+    """Return what is known of a step that was done, ``None`` where it was not."""
+    if not path.is_file():
+        return None
+    try:
+        return _Done.parse(read_json(path), str(path))
+    except InvalidInputError:
+        console.warn(f"{path.stem} is done again: another version of MobileKit did it")
+        return None
 
 
 def _digest(path: Path) -> str:
     return sha256_tree(path) if path.is_dir() else sha256_file(path)
 
 
-@contextlib.contextmanager
-def open_run(root: Path, *, resume: bool) -> Iterator[RunDirectory]:
-    """Create a run directory, or go on with one.
+def check_run_directory(root: Path, *, resume: bool) -> None:
+    """Check that a run can be made at ``root``, or gone on with, before any work.
 
     Raises:
-        UsageError: If it exists and ``resume`` is false, or another process holds it.
+        UsageError: If it exists and ``resume`` is false, or is no run directory.
         OutputError: If it cannot be written.
     """
     if root.exists() and not root.is_dir():
@@ -154,6 +182,18 @@ def open_run(root: Path, *, resume: bool) -> Iterator[RunDirectory]:
             f"{root} is not a run directory, so there is nothing to resume",
             hint="Give the --out of the run to go on with, or choose a new one without --resume.",
         )
+    check_writable(root, root)
+
+
+@contextlib.contextmanager
+def open_run(root: Path, *, resume: bool) -> Iterator[RunDirectory]:
+    """Create a run directory, or go on with one.
+
+    Raises:
+        UsageError: If it exists and ``resume`` is false, or another process holds it.
+        OutputError: If it cannot be written.
+    """
+    check_run_directory(root, resume=resume)
     with writing(root):
         (root / _STATE).mkdir(parents=True, exist_ok=True)
         lock = (root / _STATE / "lock").open("w")

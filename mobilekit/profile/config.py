@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from mobilekit.core.errors import UsageError
 from mobilekit.core.strict import StrictModel
+from mobilekit.core.suggest import did_you_mean
 
 from .devices import DEVICES
 from .workloads import parse_all
@@ -28,11 +29,12 @@ class ProfileConfig(StrictModel):
 
     @model_validator(mode="after")
     def _known_names(self) -> Self:
-        try:
-            parse_all(self.workloads)
-        except UsageError as error:
-            raise ValueError(f"{error.message} - {error.hint}") from None
+        parse_all(self.workloads)
+        known = DEVICES.names()
         for name in self.devices:
-            if name not in DEVICES.names():
-                raise ValueError(f"devices out of: {', '.join(DEVICES.names())}; got '{name}'")
+            if name not in known:
+                raise UsageError(
+                    f"unknown device '{name}'{did_you_mean(name, known)}",
+                    hint=f"Known devices: {', '.join(known)}.",
+                )
         return self

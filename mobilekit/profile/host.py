@@ -112,7 +112,7 @@ class HostDevice:
 
     def _job(self, target: Target, config: ProfileConfig, folder: Path) -> Job:
         return Job(
-            source=str(target.root.resolve()),
+            source=str(target.root),
             artifact=target.artifact,
             workloads=config.workloads,
             repetitions=config.repetitions,

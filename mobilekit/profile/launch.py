@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from mobilekit.core import errors
-from mobilekit.core.cache import cache_root
+from mobilekit.core.cache import cache_root, scratch_directory
 from mobilekit.core.errors import MobileKitError
 from mobilekit.core.files import atomic_write_json, read_json
 
@@ -40,12 +40,10 @@ def run_worker(
     Raises:
         MobileKitError: The worker's own error, or what its crash looked like.
     """
-    with tempfile.TemporaryDirectory(prefix="mobilekit-profile-") as folder:
-        job = make_job(Path(folder))
-        job_path = Path(folder) / "job.json"
+    with scratch_directory("profile") as folder:
+        job = make_job(folder)
+        job_path, log = folder / "job.json", folder / "worker.log"
         atomic_write_json(job_path, job.model_dump(mode="json"))
-        log = _log_path(name)
-        log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as sink:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", _MODULE, str(job_path)],  # -P: no code from the cwd
@@ -61,14 +59,16 @@ def run_worker(
             if process.stdin is not None:
                 process.stdin.close()
         if process.returncode != 0 or not Path(job.outcome).is_file():
-            raise _crash(name, process.returncode, log)
-        log.unlink(missing_ok=True)
+            raise _crash(name, process.returncode, _kept(name, log))
         return _read(name, Path(job.outcome))
 
 
-def _log_path(name: str) -> Path:
+def _kept(name: str, log: Path) -> Path:
+    """Move the log of a worker that crashed to where it stays."""
     plain = re.sub(r"[^A-Za-z0-9_.-]", "_", name)[:100]  # the name comes out of a manifest
-    return cache_root() / "logs" / f"profile-{plain}-{os.getpid()}.log"
+    kept = cache_root() / "logs" / f"profile-{plain}-{os.getpid()}.log"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    return Path(shutil.move(log, kept))
 
 
 def _environment(threads: int | None) -> dict[str, str]:
@@ -107,7 +107,8 @@ def _read(name: str, path: Path) -> Outcome:
     outcome = Outcome.parse(read_json(path), str(path))
     if outcome.error is not None:
         kind = getattr(errors, outcome.error.kind, MobileKitError)
-        raise kind(f"{name}: {outcome.error.message}", hint=outcome.error.hint)
+        said = outcome.error.message
+        raise kind(said if said.startswith(name) else f"{name}: {said}", hint=outcome.error.hint)
     return outcome
 
 

@@ -77,7 +77,7 @@ def check_fits(workload: Workload, context_length: int) -> None:
             f"workload '{workload.id}' needs {needed} positions, but the context has "
             f"{context_length}",
             hint=f"Choose lengths of at most {context_length} tokens together, "
-            "or export with a larger --context-length.",
+            "or export with a larger context length.",
         )
 
 

@@ -59,7 +59,7 @@ def open_artifact(bundle: Bundle, artifact: Artifact, *, threads: int | None = N
     """Open one artifact of an open bundle, checksums verified."""
     if bundle.manifest.interface != "token-logits/1":
         raise UsageError(
-            f"{bundle.root} has interface {bundle.manifest.interface}",
+            f"{bundle.name} has interface {bundle.manifest.interface}",
             hint="This call runs bundles of interface token-logits/1.",
         )
     runtime = RUNTIMES.get(artifact.format)(

@@ -104,7 +104,7 @@ def check_span(count: int, position: int, context_length: int) -> None:
         raise UsageError(
             f"{count} tokens at position {position} do not fit the exported context of "
             f"{context_length}",
-            hint="Shorten the prompt, or export with a larger --context-length.",
+            hint="Shorten the prompt, or export with a larger context length.",
         )
 
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import stat
 import tempfile
 import weakref
-import zipfile
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -15,9 +12,12 @@ from mobilekit.core.errors import InvalidInputError, UsageError
 from mobilekit.core.files import read_json, safe_join, sha256_file, writing
 from mobilekit.core.suggest import did_you_mean
 
+from . import archive
 from .manifest import MANIFEST_FILE, Artifact, FileRecord, Manifest
 
-_MAX_UNPACKED = 64 << 30
+_MAX_MANIFEST = 64 << 20  # bytes
+# what may lie in a bundle's directory unlisted: hidden files, and the card that the hub shows
+_CARD = "README.md"
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,12 @@ class Bundle:
     root: Path
     manifest: Manifest
     _keep: object = field(default=None, repr=False, compare=False)
+    source: Path | None = field(default=None, compare=False)  # the zip that it came from
+
+    @property
+    def name(self) -> str:
+        """The directory or zip that was opened, for messages."""
+        return str(self.source or self.root)
 
     def artifact(self, name: str | None = None, *, precision: str | None = None) -> Artifact:
         """Return one artifact by id, backend or format; the first match in manifest order.
@@ -41,7 +47,7 @@ class Bundle:
         known = [item.id for item in self.manifest.artifacts]
         wanted = " ".join(part for part in (name, precision) if part)
         raise UsageError(
-            f"no artifact '{wanted}' in {self.root}{did_you_mean(wanted, known)}",
+            f"no artifact '{wanted}' in {self.name}{did_you_mean(wanted, known)}",
             hint=f"This bundle has: {', '.join(known)}.",
         )
 
@@ -68,22 +74,32 @@ class Bundle:
         path = self.path(record)
         if not path.is_file():
             raise InvalidInputError(
-                f"{record.path} is missing from the bundle {self.root}",
+                f"{record.path} is missing from the bundle {self.name}",
                 hint="Copy the whole bundle again, or export it anew.",
             )
         size = path.stat().st_size
-        if size != record.bytes or sha256_file(path) != record.sha256:
-            raise InvalidInputError(
-                f"{record.path} has changed: {size} bytes, expected {record.bytes} bytes with "
-                f"sha256 {record.sha256[:12]}…",
-                hint="The file is damaged or was edited: copy the bundle again.",
-            )
-        return path
+        if size != record.bytes:
+            reason = f"{size} bytes, expected {record.bytes}"
+        elif sha256_file(path) != record.sha256:
+            reason = "its checksum is wrong"
+        else:
+            return path
+        raise InvalidInputError(
+            f"{record.path} has changed: {reason}",
+            hint="The file is damaged or was edited: copy the bundle again.",
+        )
 
     def check_all(self) -> None:
         """Check every file that the manifest names."""
         for record in self.manifest.all_files():
             self.check(record)
+
+    def unlisted(self) -> list[str]:
+        """Return the files of the directory that no checksum covers; hidden ones are left out."""
+        listed = {record.path for record in self.manifest.all_files()} | {MANIFEST_FILE, _CARD}
+        files = (p.relative_to(self.root) for p in self.root.rglob("*") if p.is_file())
+        shown = (p.as_posix() for p in files if not any(part[0] == "." for part in p.parts))
+        return sorted(set(shown) - listed)
 
 
 def entry_point(root: Path, first: str) -> Path:
@@ -105,26 +121,38 @@ def open_bundle(source: str | Path) -> Bundle:
         InvalidInputError: If it is no bundle, is of a newer schema, or has an unsafe path.
     """
     path = Path(source)
-    if path.is_file() and zipfile.is_zipfile(path):
-        holder = Path(tempfile.mkdtemp(prefix="mobilekit-bundle-"))
-        keeper = _Keeper()
-        weakref.finalize(keeper, shutil.rmtree, holder, ignore_errors=True)
-        _unpack(path, holder)
-        root = _bundle_in(holder)
-        return Bundle(root, _read_manifest(root), keeper)
+    if path.is_file():
+        return _open_zip(path)
+    if not path.exists():
+        raise InvalidInputError(f"bundle {path} does not exist", hint="Check the path.")
     if not (path / MANIFEST_FILE).is_file():
-        raise InvalidInputError(
-            f"{path} is not a bundle: no {MANIFEST_FILE} in it",
-            hint="Give the directory or .zip that `mobilekit export` wrote.",
-        )
-    return Bundle(path, _read_manifest(path))
+        raise _no_manifest(path)
+    return Bundle(path, _read_manifest(path / MANIFEST_FILE, path))
 
 
-def _bundle_in(holder: Path) -> Path:
-    """Return the unpacked bundle: at the top, or in the one folder that a zip of a folder has."""
-    entries = list(holder.iterdir())
-    nested = len(entries) == 1 and (entries[0] / MANIFEST_FILE).is_file()
-    return entries[0] if nested else holder
+def _open_zip(path: Path) -> Bundle:
+    """Unpack what the manifest lists; what else is in the zip is not looked at."""
+    holder = Path(tempfile.mkdtemp(prefix="mobilekit-bundle-"))
+    keeper = _Keeper()
+    weakref.finalize(keeper, shutil.rmtree, holder, ignore_errors=True)
+    with writing(holder), archive.opened(path) as file:
+        members = archive.below(archive.members_of(path, file), MANIFEST_FILE)
+        if MANIFEST_FILE not in members:
+            raise _no_manifest(path)
+        first = archive.member_of(path, members, MANIFEST_FILE, _MAX_MANIFEST)
+        archive.unpack(file, first, holder / MANIFEST_FILE)
+        manifest = _read_manifest(holder / MANIFEST_FILE, path)
+        for record in manifest.all_files():
+            member = archive.member_of(path, members, record.path, record.bytes)
+            archive.unpack(file, member, safe_join(holder, record.path))
+    return Bundle(holder, manifest, keeper, path)
+
+
+def _no_manifest(path: Path) -> InvalidInputError:
+    return InvalidInputError(
+        f"{path} is not a bundle: no {MANIFEST_FILE} in it",
+        hint="Give the directory or .zip that `mobilekit export` wrote.",
+    )
 
 
 class _Keeper:
@@ -135,37 +163,13 @@ def _target(item: Artifact) -> str:
     return {"pte": "executorch", "onnx": "onnx", "mlpackage": "coreml"}[item.format]
 
 
-def _read_manifest(root: Path) -> Manifest:
-    manifest = Manifest.parse(read_json(root / MANIFEST_FILE), str(root / MANIFEST_FILE))
-    for record in manifest.all_files():
-        safe_join(root, record.path)
-    return manifest
-
-
-def _unpack(archive: Path, into: Path) -> None:
-    """Unpack regular files only, inside ``into`` only, up to a total size."""
+def _read_manifest(path: Path, source: Path) -> Manifest:
+    """Read a manifest; messages name the ``source``, which may be a zip that it came out of."""
     try:
-        with writing(into), zipfile.ZipFile(archive) as bundle:
-            members = bundle.infolist()
-            if sum(member.file_size for member in members) > _MAX_UNPACKED:
-                raise InvalidInputError(
-                    f"{archive} unpacks to more than {_MAX_UNPACKED >> 30} GB",
-                    hint="Check that this is a bundle.",
-                )
-            for member in members:
-                target = safe_join(into, member.filename.rstrip("/"))
-                if stat.S_ISLNK(member.external_attr >> 16):
-                    raise InvalidInputError(
-                        f"{archive} holds a link: {member.filename}",
-                        hint="Do not use this file: bundles hold plain files only.",
-                    )
-                if member.is_dir():
-                    target.mkdir(parents=True, exist_ok=True)
-                    continue
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with bundle.open(member) as source, target.open("wb") as sink:
-                    shutil.copyfileobj(source, sink)
-    except (zipfile.BadZipFile, EOFError, zlib.error, RuntimeError, NotImplementedError) as error:
-        raise InvalidInputError(
-            f"{archive} is a damaged zip: {error}", hint="Copy the bundle again."
-        ) from None
+        manifest = Manifest.parse(read_json(path), str(source / MANIFEST_FILE))
+    except InvalidInputError as error:
+        message = error.message.replace(str(path), str(source / MANIFEST_FILE))
+        raise InvalidInputError(message, hint=error.hint) from None
+    for record in manifest.all_files():
+        safe_join(source, record.path)
+    return manifest

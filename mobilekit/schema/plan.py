@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from mobilekit.core.errors import InvalidInputError
 from mobilekit.core.files import read_json
 from mobilekit.core.strict import StrictModel
+from mobilekit.core.wording import kind_of
 
 from .contract import Contract
 
@@ -90,7 +91,7 @@ def read_plans(path: Path) -> list[Plan]:
         data = [data]
     if not isinstance(data, list):
         raise InvalidInputError(
-            f"{path} holds {type(data).__name__}, expected a list of plans",
+            f"{path} holds {kind_of(data)}, expected a list of plans",
             hint="Write it with: mobilekit plan MODEL --method NAME --out DIR",
         )
     return [Plan.parse(entry, f"{path} entry {i}") for i, entry in enumerate(data)]

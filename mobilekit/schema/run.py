@@ -89,6 +89,8 @@ def read_run(run_dir: Path) -> RunRecord:
         InvalidInputError: If it is missing, not JSON, of a newer schema, or malformed.
     """
     path = run_dir / RUN_FILE
+    if not run_dir.exists():
+        raise InvalidInputError(f"run directory {run_dir} does not exist", hint="Check the path.")
     if not path.is_file():
         raise InvalidInputError(
             f"{run_dir} is not a run directory: no {RUN_FILE} in it",

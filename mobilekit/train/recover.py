@@ -57,7 +57,7 @@ class RecoverConfig(StrictModel):
     @model_validator(mode="after")
     def _objectives_differ(self) -> Self:
         if len(set(self.objective)) != len(self.objective):
-            raise ValueError("objective names the same objective twice")
+            raise ValueError("each objective once")
         return self
 
     @property

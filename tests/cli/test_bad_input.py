@@ -56,8 +56,8 @@ def test_a_bad_checkpoint(verb: str, name: str, shelf: Path, refused: Refused) -
     [
         ("recover", [*TRAIN, "--out", "new"], "does not exist"),
         ("profile", ["--out", "new"], "does not exist"),
-        ("verify", [], "is not a bundle"),
-        ("report", [], "is not a run directory"),
+        ("verify", [], "does not exist"),
+        ("report", [], "does not exist"),
         ("run", [], "does not exist"),
     ],
 )
@@ -82,9 +82,11 @@ def test_a_path_where_nothing_is(
         (["plan", "MOE", *AIMER, "--out", "new", "--device", "tpu"], "unknown device 'tpu'"),
         (["compress", "MOE", "--out", "new"], "either --method or --plan"),
         (["export", "MOE", "--out", "new", "--target", "onxx"], "did you mean 'onnx'?"),
-        (["export", "MOE", "--out", "new", "--precision", "int9"], "did you mean 'int8'?"),
-        (["export", "MOE", "--out", "new", "--context-length", "4096"], "at most 128"),
+        (["export", "MOE", "--out", "new", "--precision", "int9"], "It has: fp32"),
+        (["export", "MOE", "--out", "new", "--context-length", "4096"], "of 8 to 128"),
         (["evaluate", "MOE", "--suite", "perplexty"], "did you mean 'perplexity'?"),
+        (["evaluate", "MOE", "--set", "max_token=5"], "did you mean 'max_tokens'?"),
+        (["export", "MOE", "--out", "new", "--context-length", "0"], "of 8 to 128: --context-"),
         (["evaluate", "MOE", "--artifact", "onnx"], "is a checkpoint, not a bundle"),
         (["profile", "MOE", "--device", "hst"], "did you mean 'host'?"),
         (["profile", "MOE", "--workload", "zz9"], "unknown workload 'zz9'"),
@@ -212,9 +214,9 @@ def test_a_run_with_export_needs_a_tokenizer(shelf: Path, tmp_path: Path, refuse
         (bytes(range(256)), "is not a YAML recipe"),
         (b"x: &a [1]\ny: *a\n", "aliases are not allowed"),
         (b"- 1\n", "expected a mapping"),
-        (b"", "expected a mapping"),
+        (b"", "recipe.yaml is empty"),
         (b"# " + b"x" * (10 << 20) + b"\nversion: 1\n", "at most 1048576"),
-        (b"version: 2\n", "'version' is 2"),
+        (b"version: 2\n", "Update MobileKit"),
         (b"version: 1\nmodle: {}\n", "did you mean 'model'?"),
         (b"version: 1\ncompress: [{method: amer}]\n", "did you mean 'aimer'?"),
         (b"version: 1\ncompress: [{method: aimer, sparsty: 0}]\n", "did you mean 'sparsity'?"),
@@ -243,7 +245,7 @@ def test_a_bad_recipe(text: bytes, words: str, tmp_path: Path, refused: Refused)
         ("dense", {"compress": [{"method": "aimer"}]}, "has no experts"),
         ("moe", {"compress": [{"method": "aimer", "sparsity": 0.9}]}, "router's top-2"),
         ("nan", {"compress": [{"method": "aimer"}]}, "NaN or infinite"),
-        ("moe", {"export": {"targets": ["onnx"], "context_length": 4096}}, "at most 128"),
+        ("moe", {"export": {"targets": ["onnx"], "context_length": 4096}}, "of 8 to 128"),
     ],
 )
 def test_a_recipe_that_does_not_fit_the_model_leaves_no_run(
@@ -299,7 +301,36 @@ def test_an_output_that_cannot_be(
 def test_init_under_a_file(tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "file").write_text("mine")
     refused(["init", "file/recipe.yaml"], "is a file")
-    refused(["init", "file"], "exists")
+    refused(["init", "file"], "exists", "--force")
+
+
+def test_init_on_a_directory_is_not_told_to_use_force(tmp_path: Path, refused: Refused) -> None:
+    (tmp_path / "folder").mkdir()
+    for force in ([], ["--force"]):
+        refused(["init", "folder", *force], "is a directory", "init folder/recipe.yaml")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no procfs here")
+@pytest.mark.parametrize("verb", WRITERS)
+def test_a_place_that_only_looks_writable_is_refused_before_the_work(
+    verb: str,
+    writer: Callable[[str, str], list[str]],
+    refused: Refused,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def worked(*_: Any, **__: Any) -> Any:
+        raise AssertionError("it must be refused before any work")
+
+    monkeypatch.setattr("mobilekit.models.inspect.resolve", worked)
+    monkeypatch.setattr("mobilekit.models.resolve", worked)
+    refused(writer(verb, "/proc/o"), "cannot write /proc/o", "a place that you may write to")
+    refused(writer(verb, "/proc/o/p"), "cannot write /proc/o/p")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no procfs here")
+def test_init_where_nothing_can_be_is_not_told_of_an_out(refused: Refused) -> None:
+    refused(["init", "/proc/o"], "cannot write /proc/o", "a place that you may write to")
+    refused(["init", "/proc/o/recipe.yaml"], "cannot write /proc/o/recipe.yaml")
 
 
 @pytest.mark.parametrize("verb", ["compress", "export", "run"])
@@ -409,6 +440,13 @@ def test_a_damaged_zip_of_a_bundle(bundle: Path, tmp_path: Path, refused: Refuse
 
 
 @pytest.mark.slow
+def test_another_checkpoint_cannot_explain_a_bundle(
+    bundle: Path, shelf: Path, refused: Refused
+) -> None:
+    refused(["verify", bundle, "--model", shelf / "moe"], "is not the checkpoint that")
+
+
+@pytest.mark.slow
 def test_more_than_the_exported_context_holds(
     bundle: Path, refused: Refused, mobilekit: Callable[..., Said]
 ) -> None:
@@ -447,7 +485,12 @@ def test_a_fresh_process_says_no_more(
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_ends_with_130(shelf: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "said"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")]
+)
+def test_a_stopped_run_cleans_up_and_ends_with_128_and_the_signal(
+    number: signal.Signals, said: str, shelf: Path, tmp_path: Path
+) -> None:
     recipe = write_recipe(
         tmp_path / "recipe.yaml",
         model={"source": str(shelf / "dense")},
@@ -463,8 +506,9 @@ def test_an_interrupted_run_ends_with_130(shelf: Path, tmp_path: Path) -> None:
     ) as process:
         assert process.stderr is not None
         assert process.stderr.readline().startswith("Plan ")
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         rest = process.stderr.read().splitlines()
-    assert process.returncode == 130
-    assert rest == ["error: interrupted", "Finished steps are kept: go on with --resume."]
+    assert process.returncode == 128 + number
+    assert rest == [f"error: {said}", "Finished steps are kept: go on with --resume."]
+    assert not list((tmp_path / "r").glob(".bundle.*"))
     assert not (tmp_path / "r" / "bundle").exists()

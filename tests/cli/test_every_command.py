@@ -57,6 +57,7 @@ def check(shelf: Path, tmp_path: Path, mobilekit: Callable[..., Said]) -> Callab
         given = [str(shelf / "moe") if a == "MOE" else a for a in arguments]
         said = mobilekit(verb, *given, *(["--json"] if as_json else []))
         assert said.code == 0, said
+        assert not (verb == "verify" and said.warnings), said
         if as_json:
             json.loads(said.out)
         else:

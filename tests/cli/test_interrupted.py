@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,3 +51,24 @@ def test_ctrl_c_inside_a_command_is_not_ended_by_typer_without_a_word(
     said = mobilekit("devices")
     lines = ("error: interrupted", "Nothing was written; run it again.")
     assert (said.code, said.lines) == (130, lines)
+
+
+WHILE_WRITING = """
+import os, signal, sys
+from mobilekit.core import files
+files._move_in = lambda temporary, target: os.kill(os.getpid(), signal.SIGTERM)
+sys.argv = ["mobilekit", "plan", sys.argv[1], "--method", "aimer", "--out", "new"]
+from mobilekit.cli.entry import main
+main()
+"""
+
+
+def test_a_polite_kill_leaves_no_temporary_sibling(shelf: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WHILE_WRITING, str(shelf / "moe")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 143
+    assert done.stderr.splitlines()[-2:] == [
+        "error: terminated",
+        "Nothing was written; run it again.",
+    ]
+    assert list(tmp_path.iterdir()) == []

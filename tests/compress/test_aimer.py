@@ -201,7 +201,7 @@ def test_stock_loading_fails_where_the_config_is_stale(
     config = json.loads((path / "config.json").read_text())
     assert config["num_local_experts"] == 4
     (path / "config.json").write_text(json.dumps({**config, "num_local_experts": 8}))
-    with pytest.raises(InvalidInputError, match=r"experts\.4\..* is absent"):
+    with pytest.raises(InvalidInputError, match=r"lack .*experts\.4\."):
         mk.load(path, device="cpu")
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -13,6 +14,7 @@ from mobilekit.core.files import (
     atomic_directory,
     atomic_write,
     atomic_write_json,
+    check_target,
     read_json,
     safe_join,
     sha256_bytes,
@@ -156,3 +158,20 @@ def test_a_json_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
     path.write_text("[" + "1," * 100 + "1]")
     with pytest.raises(InvalidInputError, match="larger"):
         read_json(path, max_bytes=10)
+
+
+def test_what_a_block_reads_or_prints_is_not_called_unwritable(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), atomic_directory(tmp_path / "out"):
+        (tmp_path / "input").read_text()
+    with pytest.raises(BrokenPipeError), atomic_directory(tmp_path / "out"):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+
+def test_a_name_that_is_too_long_is_a_two_line_error(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="cannot write"):
+        check_target(tmp_path / ("x" * 254))
+
+
+def test_trying_whether_a_place_is_writable_leaves_nothing(tmp_path: Path) -> None:
+    check_target(tmp_path / "a" / "b")
+    assert list(tmp_path.iterdir()) == []

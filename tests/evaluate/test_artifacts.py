@@ -133,3 +133,21 @@ def test_a_result_in_one_line(checkpoint: Path, tmp_path: Path) -> None:
     assert evaluate.summary_line(result) == (
         "local:law.csv: 1 answers, no accuracy (no answer key was given)"
     )
+
+
+def test_a_setting_goes_to_the_suites_that_have_it() -> None:
+    questions, text = evaluate.make_configs(
+        ["mobile_mmlu", "perplexity"], {"max_tokens": 512, "seed": 3}
+    )
+    assert isinstance(questions, MobileMMLUConfig)
+    assert isinstance(text, PerplexityConfig)
+    assert (text.max_tokens, questions.seed) == (512, 3)
+
+
+def test_a_setting_that_no_suite_has_is_an_error() -> None:
+    with pytest.raises(InvalidInputError, match="'max_token'; did you mean 'max_tokens'"):
+        evaluate.make_configs(["mobile_mmlu", "perplexity"], {"max_token": 512})
+    with pytest.raises(UsageError, match="unknown suite 'perplexty'"):
+        evaluate.make_configs(["perplexty", "perplexity"], {"max_tokens": 512})
+    with pytest.raises(InvalidInputError, match="unknown key 'seed'"):
+        evaluate.make_configs(["perplexity"], {"seed": 3})

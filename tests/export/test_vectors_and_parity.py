@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 
@@ -8,18 +9,28 @@ import pytest
 from mobilekit.export import vectors as parity_vectors
 from mobilekit.export.backends.base import ExportSpec
 from mobilekit.export.backends.onnx import ONNX
-from mobilekit.export.parity import PROGRAM_KL, compare_greedy, deviation, measure, within
+from mobilekit.export.parity import (
+    PROGRAM_KL,
+    compare_greedy,
+    deviation,
+    is_origin,
+    measure,
+    verify,
+    within,
+)
 from mobilekit.export.precision import Precision
 from mobilekit.export.vectors import Answer, Vectors
 from mobilekit.export.worker import program_deviation
 from torch import nn
 
-from mobilekit.core.errors import InvalidInputError
+from mobilekit.core.errors import InvalidInputError, UsageError
+from mobilekit.models import checkpoint_hash
 from mobilekit.models.families import Phase, Program, family_of
 from mobilekit.runtime.base import Logits, Tokens
 from mobilekit.runtime.generate import greedy
 from mobilekit.runtime.torch import TorchRuntime
-from mobilekit.schema.manifest import Deviation, Tolerance
+from mobilekit.schema.bundle import Bundle
+from mobilekit.schema.manifest import Deviation, Manifest, Tolerance
 
 PROMPTS = [[5, 6, 7], [9], [1, 2, 3, 4, 5, 6]]
 TIGHT = Tolerance(max_abs=1e-5, kl=1e-8, top1=1.0)
@@ -185,3 +196,20 @@ def test_a_nan_logit_is_infinitely_far() -> None:
     vectors, answer = planted([[0] * 3] * 2, [[1] * 3] * 2)
     broken = Answer(answer.argmax, np.full((1, 4), np.nan, dtype=np.float32))
     assert deviation("x", vectors.eager, broken).max_abs > 1e30
+
+
+def test_a_checkpoint_that_a_bundle_was_not_made_of_is_refused(
+    tiny_qwen3: nn.Module, tmp_path: Path
+) -> None:
+    manifest = Manifest(
+        task="causal-lm",
+        interface="token-logits/1",
+        model={"context_length": 8, "vocab_size": 4},
+        artifacts=(),
+        provenance={"checkpoint": "sha256:" + "0" * 64},
+    )
+    copy.deepcopy(tiny_qwen3).save_pretrained(tmp_path)  # type: ignore[operator]
+    with pytest.raises(UsageError, match="is not the checkpoint that"):
+        verify(Bundle(tmp_path / "bundle", manifest), checkpoint=tmp_path)
+    own = {"checkpoint": checkpoint_hash(tmp_path)}
+    assert is_origin(manifest.model_copy(update={"provenance": own}), tmp_path)

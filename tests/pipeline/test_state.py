@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from mobilekit.core.errors import UsageError
+from mobilekit.pipeline import state
 from mobilekit.pipeline.state import open_run
 
 
@@ -102,3 +103,47 @@ def test_an_output_written_by_another_step_is_not_taken_for_ones_own(tmp_path: P
 
     assert [go("a"), go("a"), go("b"), go("a")] == [False, True, False, False]
     assert (tmp_path / "run" / "made").read_text() == "a"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("inputs", "its inputs (a, b) changed"),
+        ("code", "MobileKit's code changed"),
+        ("versions", "package torch 1 → 2 changed, package onnx absent → 3 changed"),
+        ("output", "made has changed since"),
+        ("gone", "made is gone"),
+        ("state", "another version of MobileKit did it"),
+    ],
+)
+def test_resume_says_why_a_finished_step_is_done_again(
+    change: str,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = tmp_path / "run"
+    said_before = []
+
+    def work() -> str:
+        said_before.append(capsys.readouterr().err)
+        (root / "made").write_text("x")
+        return "did it"
+
+    def go(inputs: dict[str, object], torch: dict[str, str], code: str = "1") -> None:
+        monkeypatch.setattr(state, "versions", lambda: torch)
+        monkeypatch.setattr(state, "code_hash", lambda: code)
+        with open_run(root, resume=True) as run:
+            run.step("s", inputs, work, name="export", outputs=["made"])
+
+    go({"a": 1, "c": 0}, {"torch": "1"})
+    go({"c": 0, "a": 1}, {"torch": "1"})
+    assert said_before == [""]
+    changed = {"a": 2, "b": 1, "c": 0} if change == "inputs" else {"a": 1, "c": 0}
+    if change in ("output", "gone", "state"):
+        path = root / (".state/s.json" if change == "state" else "made")
+        path.unlink() if change == "gone" else path.write_text("{}")
+    packages = {"torch": "2", "onnx": "3"} if change == "versions" else {"torch": "1"}
+    go(changed, packages, "2" if change == "code" else "1")
+    assert said_before == ["", f"warning: s is done again: {words}\n"]

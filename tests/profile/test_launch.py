@@ -105,3 +105,18 @@ def test_an_outcome_of_another_form_is_refused(tmp_path: Path) -> None:
     (tmp_path / "outcome.json").write_text('{"measured": 3}')
     with pytest.raises(InvalidInputError, match="measured"):
         launch._read("x", tmp_path / "outcome.json")
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("onnx/model.onnx has changed", "onnx/model.onnx has changed"),
+        ("out of range", "onnx: out of range"),
+    ],
+)
+def test_the_id_is_not_printed_twice(said: str, shown: str, tmp_path: Path) -> None:
+    error = {"kind": "InvalidInputError", "message": said, "hint": "Copy it again."}
+    (tmp_path / "outcome.json").write_text(json.dumps({"error": error}))
+    with pytest.raises(InvalidInputError) as caught:
+        launch._read("onnx", tmp_path / "outcome.json")
+    assert caught.value.message == shown

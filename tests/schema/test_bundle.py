@@ -185,3 +185,113 @@ def test_any_manifest_opens_or_is_refused_in_two_lines(
     except InvalidInputError as error:
         assert "\n" not in error.message
         assert error.hint
+
+
+def test_two_members_of_one_name_are_refused(bundle: Path, tmp_path: Path) -> None:
+    target = zipped(bundle, tmp_path / "b.zip")
+    with zipfile.ZipFile(target, "a") as file, pytest.warns(UserWarning, match="Duplicate"):
+        file.writestr("onnx-cpu-fp32/model.onnx", b"other")
+    with pytest.raises(InvalidInputError, match=r"b\.zip holds onnx-cpu-fp32/model\.onnx twice"):
+        open_bundle(target)
+
+
+def test_two_spellings_of_one_name_are_refused(bundle: Path, tmp_path: Path) -> None:
+    target = zipped(bundle, tmp_path / "b.zip")
+    with zipfile.ZipFile(target, "a") as file:
+        file.writestr("onnx-cpu-fp32/./model.onnx", b"other")
+    with pytest.raises(InvalidInputError, match="twice"):
+        open_bundle(target)
+
+
+def test_what_the_manifest_does_not_list_is_not_unpacked(bundle: Path, tmp_path: Path) -> None:
+    (bundle / "bomb").write_bytes(bytes(1000))
+    packed = open_bundle(zipped(bundle, tmp_path / "b.zip"))
+    found = {p.relative_to(packed.root).as_posix() for p in packed.root.rglob("*") if p.is_file()}
+    assert found == {"manifest.json", "onnx-cpu-fp32/model.onnx"}
+
+
+def test_a_member_larger_than_the_manifest_says_is_not_unpacked(
+    bundle: Path, tmp_path: Path
+) -> None:
+    (bundle / "onnx-cpu-fp32" / "model.onnx").write_bytes(bytes(1000))
+    with pytest.raises(InvalidInputError, match="has 1000 bytes, expected at most 7"):
+        open_bundle(zipped(bundle, tmp_path / "b.zip"))
+
+
+def test_a_zip_of_a_folder_opens_too(bundle: Path, tmp_path: Path) -> None:
+    target = tmp_path / "b.zip"
+    with zipfile.ZipFile(target, "w") as file:
+        for path in bundle.rglob("*"):
+            file.write(path, Path("folder") / path.relative_to(bundle))
+        file.writestr("__MACOSX/._folder", b"")
+    open_bundle(target).check_all()
+
+
+def test_a_file_that_no_checksum_covers_is_named(bundle: Path) -> None:
+    for name in ("README.md", ".gitattributes", "onnx-cpu-fp32/extra.onnx"):
+        (bundle / name).write_text("x")
+    assert open_bundle(bundle).unlisted() == ["onnx-cpu-fp32/extra.onnx"]
+
+
+def test_what_is_not_there_is_not_called_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="nosuch does not exist"):
+        open_bundle(tmp_path / "nosuch")
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.5, 1.0])
+def test_a_truncated_zip_is_called_one(bundle: Path, tmp_path: Path, kept: float) -> None:
+    target = zipped(bundle, tmp_path / "b.zip")
+    data = target.read_bytes() if kept < 1 else b"something else"
+    target.write_bytes(data[: int(kept * len(data))])
+    with pytest.raises(InvalidInputError, match=r"b\.zip is not a zip, or a truncated one"):
+        open_bundle(target)
+
+
+def change_schema(root: Path) -> None:
+    data = manifest_data() | {"schema": "mobilekit.bundle/2"}
+    (root / "manifest.json").write_text(json.dumps(data))
+
+
+def break_json(root: Path) -> None:
+    (root / "manifest.json").write_text("{")
+
+
+def leave(root: Path) -> None:
+    (root / "manifest.json").write_text(json.dumps(manifest_data("../x")))
+
+
+def lose_a_file(root: Path) -> None:
+    (root / "onnx-cpu-fp32" / "model.onnx").unlink()
+
+
+def lose_the_manifest(root: Path) -> None:
+    (root / "manifest.json").unlink()
+
+
+@pytest.mark.parametrize(
+    "change", [change_schema, break_json, leave, lose_a_file, lose_the_manifest]
+)
+def test_an_error_of_a_zip_names_the_zip(bundle: Path, tmp_path: Path, change: Any) -> None:
+    change(bundle)
+    target = zipped(bundle, tmp_path / "b.zip")
+    with pytest.raises(InvalidInputError) as caught:
+        open_bundle(target)
+    assert str(target) in caught.value.message
+    assert "mobilekit-bundle-" not in caught.value.message
+
+
+def test_an_unknown_artifact_of_a_zip_names_the_zip(bundle: Path, tmp_path: Path) -> None:
+    opened = open_bundle(zipped(bundle, tmp_path / "b.zip"))
+    with pytest.raises(UsageError, match=r"in .*b\.zip"):
+        opened.artifact("nosuch")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"Payload", "its checksum is wrong"), (b"Pay", "3 bytes, expected 7")],
+)
+def test_sizes_are_told_only_where_they_differ(bundle: Path, content: bytes, reason: str) -> None:
+    (bundle / "onnx-cpu-fp32" / "model.onnx").write_bytes(content)
+    with pytest.raises(InvalidInputError) as caught:
+        open_bundle(bundle).check_all()
+    assert caught.value.message == f"onnx-cpu-fp32/model.onnx has changed: {reason}"

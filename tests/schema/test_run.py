@@ -60,3 +60,8 @@ def test_a_record_is_frozen() -> None:
     record = RunRecord.parse(_record(), "run.json")
     with pytest.raises(ValueError, match="frozen"):
         record.command = "other"  # type: ignore[misc]
+
+
+def test_a_directory_that_is_not_there_is_said_to_be_absent(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="run directory .*nosuch does not exist"):
+        read_run(tmp_path / "nosuch")

@@ -133,7 +133,7 @@ def _fitting(window: int | None, context_length: int, start: int) -> int:
     if not 2 <= length <= most:
         raise UsageError(
             f"a window of {length} tokens was asked for, the context holds windows of 2 to {most}",
-            hint="Choose a smaller window, or export with a larger --context-length.",
+            hint="Choose a smaller window, or export with a larger context length.",
         )
     return length
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from mobilekit.core.errors import UnsupportedModelError
 from mobilekit.core.registry import Registry
-from mobilekit.core.suggest import did_you_mean
+from mobilekit.core.suggest import closest
 
 from .base import Counter, Family, Phase, Program, Slice, StateForm, UnitGroup
 
@@ -41,8 +41,12 @@ def family_for_class(class_name: str) -> Family:
         if class_name in family.classes:
             return family
     known = [name for family in all_families() for name in family.classes]
+    # by the part that tells them apart: any two that end in ForCausalLM look alike
+    stems = {name.removesuffix("ForCausalLM"): name for name in known}
+    near = closest(class_name.removesuffix("ForCausalLM"), stems, cutoff=0.8)
+    suggestion = f"; did you mean '{stems[near]}'?" if near is not None else ""
     raise UnsupportedModelError(
-        f"unsupported architecture '{class_name}'{did_you_mean(class_name, known)}",
+        f"unsupported architecture '{class_name}'{suggestion}",
         hint=f"Supported classes: {', '.join(sorted(known))}.",
     )
 
