@@ -108,14 +108,23 @@ def native_silence() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def progress(total: float | None, description: str) -> Iterator[Bar]:
-    """Show a bar while the block runs; a plain line now and then where there is no terminal."""
+def progress(total: float | None, description: str, *, announce: bool = False) -> Iterator[Bar]:
+    """Show a bar while the block runs; a plain line now and then where there is no terminal.
+
+    Args:
+        total: What the steps add up to, where known.
+        description: What is being done.
+        announce: Whether it gets a line at its start where there is no terminal: for a phase that
+            may take a minute before it has something to tell.
+    """
     if _settings.quiet:
         yield _SilentBar()
     elif is_interactive():
         with _rich_bar(total, description) as bar:
             yield bar
     else:
+        if announce:
+            status(f"  {description}")
         yield _LineBar(total, description)
 
 

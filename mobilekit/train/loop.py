@@ -116,7 +116,7 @@ def run_loop(
     model.train()
     started = time.monotonic()
     try:
-        with console.progress(settings.steps, description) as bar:
+        with console.progress(settings.steps, description, announce=True) as bar:
             bar.advance(first)
             for step in range(first, settings.steps):
                 loss = _one_step(model, optimizer, step_loss, generator, step, settings)
