@@ -83,3 +83,8 @@ def test_settings_are_yaml_scalars(pair: str, value: object) -> None:
 def test_a_wrong_setting_is_explained(pair: str) -> None:
     with pytest.raises(UsageError):
         parse_settings([pair])
+
+
+def test_methods_says_what_a_method_does() -> None:
+    (aimer,) = json.loads(run("methods", "--json").stdout)
+    assert aimer["summary"].startswith("Remove the experts")

@@ -27,3 +27,26 @@ def test_quiet_tells_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with console.progress(3, "held-out loss before", announce=True):
         pass
     assert capsys.readouterr().err == ""
+
+
+HEADERS = ("artifact", "size", "verdict")
+ROWS = [("onnx-cpu-fp32", "1.00 MB", "ok"), ("coreml-fp32", "2.00 MB", "")]
+
+
+def test_a_table_wider_than_the_terminal_becomes_lines(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setattr(console, "_columns", lambda: 31)
+    console.table(HEADERS, ROWS)
+    assert capsys.readouterr().out == (
+        "onnx-cpu-fp32\n  size      1.00 MB\n  verdict   ok\ncoreml-fp32\n  size      2.00 MB\n"
+    )
+    monkeypatch.setattr(console, "_columns", lambda: 33)
+    console.table(HEADERS, ROWS)
+    assert capsys.readouterr().out.splitlines()[1] == "onnx-cpu-fp32   1.00 MB   ok"
+
+
+def test_a_table_in_a_file_stays_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    console.table(HEADERS, [("x" * 200, "1", "ok")])
+    assert len(capsys.readouterr().out.splitlines()) == 2
