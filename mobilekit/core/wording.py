@@ -75,8 +75,8 @@ def _locate(
 
     Entries count from 1, as in all our messages; the tag of a union is no key and is left out.
     """
-    place, records = "", [model]
     keys: list[str] = []
+    place, records = "", [model]
     for depth, part in enumerate(location):
         if isinstance(part, int):
             place, keys = f"{place}{'.'.join(keys)} entry {part + 1}: ", []

@@ -57,6 +57,11 @@ def test_json_is_one_document() -> None:
     assert [entry["name"] for entry in json.loads(done.stdout)] == ["aimer"]
 
 
+def test_methods_says_what_a_method_does() -> None:
+    (aimer,) = json.loads(run("methods", "--json").stdout)
+    assert aimer["summary"].startswith("Remove the experts")
+
+
 def test_version() -> None:
     import mobilekit
 
@@ -83,8 +88,3 @@ def test_settings_are_yaml_scalars(pair: str, value: object) -> None:
 def test_a_wrong_setting_is_explained(pair: str) -> None:
     with pytest.raises(UsageError):
         parse_settings([pair])
-
-
-def test_methods_says_what_a_method_does() -> None:
-    (aimer,) = json.loads(run("methods", "--json").stdout)
-    assert aimer["summary"].startswith("Remove the experts")
