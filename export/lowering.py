@@ -91,7 +91,8 @@ def _read_cached(kept: Path) -> LoweredRecord | None:
         record = LoweredRecord.parse(read_json(kept / _RECORD), str(kept))
         whole = all(sha256_file(safe_join(kept, n)) == s for n, s in record.files.items())
     except (InvalidInputError, OSError) as error:
-        console.warn(f"ignoring a damaged cache entry ({error})")
+        reason = str(error).partition("\n")[0]  # without the hint, which is for who wrote the file
+        console.warn(f"ignoring a damaged cache entry ({reason})")
         return None
     if not whole:
         console.warn(f"ignoring a cache entry whose files changed: {kept}")

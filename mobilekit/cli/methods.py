@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -26,7 +27,7 @@ def main(
     rows, data = [], []
     for known in METHODS.names():
         method = METHODS.get(known)
-        summary = (method.Config.__doc__ or "").strip().splitlines()[0]
+        summary = (inspect.getdoc(method) or "").partition("\n")[0]
         needs = ", ".join(sorted(method.needs))
         rows.append([known, needs, summary])
         data.append({"name": known, "needs": sorted(method.needs), "summary": summary})

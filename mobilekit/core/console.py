@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -66,9 +67,15 @@ def emit_json(value: Any) -> None:
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print an aligned table to stdout: numbers to the right, words to the left."""
+    """Print an aligned table to stdout: numbers to the right, words to the left.
+
+    Where a terminal is too narrow for it, each row becomes a few lines of its own.
+    """
     cells = [list(headers), *[list(row) for row in rows]]
     widths = [max(len(row[i]) for row in cells) for i in range(len(headers))]
+    if sys.stdout.isatty() and sum(widths) + 3 * len(widths) - 3 > _columns():
+        _records(headers, rows)
+        return
     right = [i > 0 and all(_numeric(row[i]) for row in rows) for i in range(len(headers))]
     for row in cells:
         padded = [
@@ -76,6 +83,20 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
             for cell, width, to_right in zip(row, widths, right, strict=True)
         ]
         emit("   ".join(padded).rstrip())
+
+
+def _columns() -> int:
+    return shutil.get_terminal_size().columns
+
+
+def _records(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print each row as its first cell and, below it, a line for every other one that is there."""
+    width = max(len(header) for header in headers[1:])
+    for first, *others in rows:
+        emit(first)
+        for header, cell in zip(headers[1:], others, strict=True):
+            if cell:
+                emit(f"  {header.ljust(width)}   {cell}")
 
 
 def _numeric(cell: str) -> bool:
@@ -108,14 +129,23 @@ def native_silence() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def progress(total: float | None, description: str) -> Iterator[Bar]:
-    """Show a bar while the block runs; a plain line now and then where there is no terminal."""
+def progress(total: float | None, description: str, *, announce: bool = False) -> Iterator[Bar]:
+    """Show a bar while the block runs; a plain line now and then where there is no terminal.
+
+    Args:
+        total: What the steps add up to, where known.
+        description: What is being done.
+        announce: Whether it gets a line at its start where there is no terminal: for a phase that
+            may take a minute before it has something to tell.
+    """
     if _settings.quiet:
         yield _SilentBar()
     elif is_interactive():
         with _rich_bar(total, description) as bar:
             yield bar
     else:
+        if announce:
+            status(f"  {description}")
         yield _LineBar(total, description)
 
 

@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -87,6 +88,16 @@ def writing(target: Path) -> Iterator[None]:
         raise OutputError(
             f"cannot write {target}: {reason}", hint="Choose a place that you may write to."
         ) from error
+
+
+def unserialized(target: Path, error: Exception) -> OutputError:
+    """Return safetensors' refusal to write in two lines; it hides the system's error in a text."""
+    number = re.search(r"os error (\d+)", str(error))
+    reason = os.strerror(int(number[1])).lower() if number else " ".join(str(error).split())
+    return OutputError(
+        f"cannot write {target}: {reason}",
+        hint="Free some space or choose another place; nothing was left half-written.",
+    )
 
 
 def _concerns(target: Path, filename: object) -> bool:

@@ -19,8 +19,8 @@ from torch import nn
 
 from mobilekit.core import console
 from mobilekit.core.device import choose_device, choose_dtype
-from mobilekit.core.errors import InvalidInputError, OutputError
-from mobilekit.core.files import atomic_directory, atomic_write_json
+from mobilekit.core.errors import InvalidInputError
+from mobilekit.core.files import atomic_directory, atomic_write_json, unserialized
 from mobilekit.schema.plan import PLAN_FILE, Plan, read_plans
 
 from .architecture import (
@@ -137,11 +137,8 @@ def _write_weights(model: Any, folder: Path, target: Path) -> None:
     try:
         with quiet_transformers():
             model.save_pretrained(folder)
-    except SafetensorError as error:  # it hides the system's error in its text
-        raise OutputError(
-            f"cannot write {target}: {error}",
-            hint="Free some space or choose another --out; nothing was left half-written.",
-        ) from None
+    except SafetensorError as error:
+        raise unserialized(target, error) from None
 
 
 def describe(source: str | Path | nn.Module) -> dict[str, Any]:

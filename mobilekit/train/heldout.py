@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mobilekit.core import console
 from mobilekit.data.text import token_windows
 
 from .forward import forward_with_routing
@@ -56,9 +57,15 @@ def measure_heldout(
     return HeldoutResult(nats, tokens, len(text.encode("utf-8")), load)
 
 
-def heldout_loss(model: nn.Module, windows: Tensor, *, batch_size: int = 8) -> float:
-    """Mean nats a token over windows of ids, shape (N, S)."""
-    nats = sum(_forward(model, batch)[1] for batch in torch.split(windows, batch_size))
+def heldout_loss(
+    model: nn.Module, windows: Tensor, *, batch_size: int = 8, description: str = "held-out loss"
+) -> float:
+    """Mean nats a token over windows of ids, shape (N, S); the description is for the progress."""
+    nats = 0.0
+    with console.progress(len(windows), description, announce=True) as bar:
+        for batch in torch.split(windows, batch_size):
+            nats += _forward(model, batch)[1]
+            bar.advance(len(batch))
     return nats / (windows.shape[0] * (windows.shape[1] - 1))
 
 

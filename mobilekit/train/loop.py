@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mobilekit.core import console
-from mobilekit.core.errors import InvalidInputError, OutputError
-from mobilekit.core.files import writing
+from mobilekit.core.errors import InvalidInputError
+from mobilekit.core.files import unserialized, writing
 
 __all__ = [
     "LoopResult",
@@ -116,7 +116,7 @@ def run_loop(
     model.train()
     started = time.monotonic()
     try:
-        with console.progress(settings.steps, description) as bar:
+        with console.progress(settings.steps, description, announce=True) as bar:
             bar.advance(first)
             for step in range(first, settings.steps):
                 loss = _one_step(model, optimizer, step_loss, generator, step, settings)
@@ -220,10 +220,8 @@ def save_state(
         try:
             save_file(tensors, temporary, metadata=metadata)
             temporary.replace(path)
-        except SafetensorError as error:  # it hides the system's error in its text
-            raise OutputError(
-                f"cannot write {path}: {error}", hint="Free some space or choose another --out."
-            ) from None
+        except SafetensorError as error:
+            raise unserialized(path, error) from None
         finally:
             temporary.unlink(missing_ok=True)
 

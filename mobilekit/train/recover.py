@@ -126,11 +126,11 @@ def recover(
     student_teacher = _check_teacher(model, config, teacher)
     stream, windows = _texts(config, tokenizer, data, heldout)
     with _in_float32(model), _in_float32(student_teacher), _frozen(student_teacher):
-        before = heldout_loss(model, windows)
+        before = heldout_loss(model, windows, description="held-out loss before")
         outcome = _train(model, config, student_teacher, stream, progress, state_path)
     # of the weights as they will be saved, rounded back; the arithmetic is the same as before
     with _in_float32(model):
-        after = heldout_loss(model, windows)
+        after = heldout_loss(model, windows, description="held-out loss after")
     return RecoverResult(
         losses=tuple(outcome.losses),
         tokens=len(outcome.losses) * config.batch_size * config.sequence_length,

@@ -57,6 +57,11 @@ def test_json_is_one_document() -> None:
     assert [entry["name"] for entry in json.loads(done.stdout)] == ["aimer"]
 
 
+def test_methods_says_what_a_method_does() -> None:
+    (aimer,) = json.loads(run("methods", "--json").stdout)
+    assert aimer["summary"].startswith("Remove the experts")
+
+
 def test_version() -> None:
     import mobilekit
 

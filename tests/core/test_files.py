@@ -21,6 +21,7 @@ from mobilekit.core.files import (
     sha256_file,
     sha256_json,
     sha256_tree,
+    unserialized,
 )
 
 
@@ -175,3 +176,10 @@ def test_a_name_that_is_too_long_is_a_two_line_error(tmp_path: Path) -> None:
 def test_trying_whether_a_place_is_writable_leaves_nothing(tmp_path: Path) -> None:
     check_target(tmp_path / "a" / "b")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_has_no_words_of_the_serializer() -> None:
+    raw = "Error while serializing: I/O error: No space left on device (os error 28)"
+    error = unserialized(Path("out"), RuntimeError(raw))
+    assert error.message == "cannot write out: no space left on device"
+    assert unserialized(Path("out"), RuntimeError("odd\nthing")).message.endswith("odd thing")

@@ -11,7 +11,7 @@ from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from mobilekit.core.errors import InvalidInputError, UsageError
 from mobilekit.train.forward import forward_with_routing
-from mobilekit.train.heldout import measure_heldout
+from mobilekit.train.heldout import heldout_loss, measure_heldout
 from mobilekit.train.recover import RecoverConfig, recover
 
 VOCABULARY = 32
@@ -251,3 +251,9 @@ def test_a_half_precision_model_learns_nothing_from_itself():
     assert max(abs(loss) for loss in result.losses) < 1e-6
     assert result.heldout_loss_before == result.heldout_loss_after
     assert equal(weights(model), weights(teacher))
+
+
+def test_no_phase_of_recovery_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    windows = torch.randint(0, 26, (4, 16))
+    heldout_loss(dense(), windows, description="held-out loss before")
+    assert "held-out loss before" in capsys.readouterr().err
