@@ -13,10 +13,11 @@ Runs of all candidates are interleaved, so that a drift of the machine hits them
 is kept with ``--json``.
 
 The exporter uses ``sparse`` for few-bit files in ONNX Runtime and ``linears`` for all else. Seen on
-x86-64, one thread of a busy machine, as ratios to ``batched_mm``: ``sparse`` prefills 5 times as fast
-at the embedded shape and 19 times at the larger one, and decodes 2.6 and 20 to 28 times as fast;
-``linears`` prefills 3.1 to 6.1 times as fast, and decodes 0.13 to 0.22 times as fast in fp32 and 0.7
-to 1.2 times in few bits. In ExecuTorch, lowering also fixes ``batched_mm`` to one length.
+x86-64, one thread of a busy machine, as ratios to ``batched_mm``: ``sparse`` prefills 5 times as
+fast at the embedded shape and 19 times at the larger one, and decodes 2.6 and 20 to 28 times as
+fast; ``linears`` prefills 3.1 to 6.1 times as fast, and decodes 0.13 to 0.22 times as fast in fp32
+and 0.7 to 1.2 times in few bits. In ExecuTorch, lowering also fixes ``batched_mm`` to one length.
+
     python benchmarks/moe_form.py
     python benchmarks/moe_form.py --executorch --json moe_form.json
 """

@@ -45,6 +45,7 @@ class OnnxRuntime:
         self._ones = np.ones((1, context_length), dtype=np.int64)
         self._slots = np.arange(context_length, dtype=np.int64)[None]
         self._logits = self._buffer((1, 1, vocab_size))
+        self._cache: list[Any] = []  # a binding does not keep what is bound alive in every version
         self._binding = self._bind_buffers()
         self.reset()
 
@@ -121,6 +122,7 @@ class OnnxRuntime:
             if spec.name.startswith(_PAST):
                 _, heads, _, head_dim = spec.shape
                 buffer = self._buffer((1, heads, self.context_length, head_dim))
+                self._cache.append(buffer)
                 binding.bind_ortvalue_input(spec.name, buffer)
                 present = _PRESENT + spec.name.removeprefix(_PAST)
                 binding.bind_ortvalue_output(present, buffer)
