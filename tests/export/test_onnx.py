@@ -76,9 +76,15 @@ def moe_int4(tiny_qwen3_moe: nn.Module, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def dense_mixed(tiny_qwen3: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """int4, but the head in int8 and one layer's attention in float."""
+    """int4, but the head in int8 and one layer's attention in float; a layer is narrower."""
     overrides: Any = {"lm_head": "int8", "*.0.self_attn.*": "float"}
-    return _lower(tiny_qwen3, "int4", tmp_path_factory.mktemp("dense_mixed"), **overrides)
+    model: Any = copy.deepcopy(tiny_qwen3)
+    mlp = model.model.layers[1].mlp
+    for name, dim in (("gate_proj", 0), ("up_proj", 0), ("down_proj", 1)):
+        linear = mlp.get_submodule(name)
+        linear.weight.data = linear.weight.data.narrow(dim, 0, 64).contiguous()
+        linear.out_features, linear.in_features = linear.weight.shape
+    return _lower(model, "int4", tmp_path_factory.mktemp("dense_mixed"), **overrides)
 
 
 @pytest.fixture(scope="module")
@@ -202,9 +208,9 @@ def test_weights_are_stored_in_few_bits_experts_and_embedding_included(
 def test_overrides_are_stored_as_asked(dense_mixed: Artifact) -> None:
     stored = dense_mixed.lowered.weights.bytes_by_dtype
     attention = 2 * 64 * 64 + 2 * 64 * 32
-    mlp = 3 * 64 * 96
+    mlps = 3 * 64 * (96 + 64)
     assert stored["uint8"] == V * 64
-    assert stored["uint4"] * 2 == V * 64 + attention + 2 * mlp
+    assert stored["uint4"] * 2 == V * 64 + attention + mlps
     assert 0 <= stored["float32"] - 4 * attention < 4 * 600
     assert dense_mixed.lowered.settings["quantizer"]["weights_stored_twice"] == 1
 
