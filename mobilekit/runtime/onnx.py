@@ -47,6 +47,7 @@ class OnnxRuntime:
         self._ones = np.ones((1, context_length), dtype=np.int64)
         self._slots = np.arange(context_length, dtype=np.int64)[None]
         self._logits = self._buffer((1, 1, vocab_size))
+        self._cache: list[Any] = []  # a binding does not keep what is bound alive in every version
         self._binding = self._session.io_binding()
         self._binding.bind_ortvalue_output("logits", self._logits)
         self._bind_cache()
@@ -140,6 +141,7 @@ class OnnxRuntime:
             if spec.name.startswith(_CACHE):
                 _, heads, _, head_dim = spec.shape
                 buffer = self._buffer((1, heads, self.context_length, head_dim))
+                self._cache.append(buffer)
                 self._binding.bind_ortvalue_input(spec.name, buffer)
                 self._binding.bind_ortvalue_output(_present(spec.name), buffer)
 

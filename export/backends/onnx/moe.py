@@ -26,8 +26,6 @@ from .scheme import (
     round_activations,
 )
 
-MIN_RUNTIME = "1.32"  # of this operator with int8 activations; tried with no older one
-
 
 def block_experts(moe: StaticMoE, gate_up: str, down: str) -> BlockMoE | None:
     """Return the block with its experts at the given precisions, where the operator can do it.

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from mobilekit.models.families import Phase, Program, StateForm
 
+from .halve import round_to_half
 from .quantize import quantize_program
 
 if TYPE_CHECKING:
@@ -22,4 +23,6 @@ def reference_program(model: nn.Module, family: Family, spec: ExportSpec) -> Pro
     program = family.export_program(model, phase)
     if spec.precision.is_quantized:
         quantize_program(program, spec.precision)
+    elif spec.precision.name == "fp16":
+        round_to_half(program)
     return program

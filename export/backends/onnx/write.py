@@ -28,7 +28,8 @@ _CODES_AND_SCALES = {  # inputs of codes, of scales, attribute of the bits
     "GatherBlockQuantized": ((0, 2, "bits"),),
     "QMoE": ((2, 3, "expert_weight_bits"), (5, 6, "expert_weight_bits")),
 }
-_STORED = {"fp32": "float32", "int8": "uint8", "int4": "uint4"}
+_STORED = {"fp32": "float32", "fp16": "float16", "int8": "uint8", "int4": "uint4"}
+_NEWER = {"local_window_size", "softcap"}
 _SCALES, _TABLE = "scales", "rotary table"
 
 
@@ -115,6 +116,18 @@ def operator_counts(path: Path) -> Mapping[str, int]:
     """Return how many nodes of each operator the file has, most frequent first."""
     graph = onnx.load(path, load_external_data=False).graph
     return dict(Counter(node.op_type for node in graph.node).most_common())
+
+
+def minimum_runtime(path: Path) -> str:
+    """Return the oldest ONNX Runtime that is known to compute the file at ``path`` right.
+
+    1.23 runs all but ``QMoE``, and has other results for windows and caps of attention; versions
+    between it and the one that was developed on were not tried.
+    """
+    for node in onnx.load(path, load_external_data=False).graph.node:
+        if node.op_type == "QMoE" or _NEWER & {attribute.name for attribute in node.attribute}:
+            return "1.32"
+    return "1.23"
 
 
 def _roles(graph: onnx.GraphProto) -> dict[str, str]:
