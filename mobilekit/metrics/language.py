@@ -15,6 +15,7 @@ import numpy.typing as npt
 __all__ = [
     "bits_per_byte",
     "kl_divergence",
+    "kl_divergences",
     "log_softmax",
     "lzma_bits_per_byte",
     "negative_log_likelihood",
@@ -96,6 +97,14 @@ def negative_log_likelihood(logits: npt.ArrayLike, targets: npt.ArrayLike) -> fl
 def kl_divergence(reference_logits: npt.ArrayLike, logits: npt.ArrayLike) -> float:
     """Mean KL(reference ‖ other) over positions, in nats; 0 means the same distribution.
 
+    Args and Raises: As :func:`kl_divergences`.
+    """
+    return float(kl_divergences(reference_logits, logits).mean())
+
+
+def kl_divergences(reference_logits: npt.ArrayLike, logits: npt.ArrayLike) -> Floats:
+    """KL(reference ‖ other) at each position, in nats, shape (…).
+
     Args:
         reference_logits: Shape (…, V).
         logits: The same shape.
@@ -109,7 +118,8 @@ def kl_divergence(reference_logits: npt.ArrayLike, logits: npt.ArrayLike) -> flo
     # A probability of exactly 0 contributes 0, also where log p is -inf.
     support = probabilities > 0
     difference = np.subtract(log_p, log_q, out=np.zeros_like(log_p), where=support)
-    return float((probabilities * difference).sum(axis=-1).mean())
+    found: Floats = (probabilities * difference).sum(axis=-1)
+    return found
 
 
 def _pair(reference_logits: Any, logits: Any) -> tuple[Floats, Floats]:

@@ -33,7 +33,7 @@ from mobilekit.schema.bundle import Bundle
 from mobilekit.schema.manifest import Deviation, Manifest, Tolerance
 
 PROMPTS = [[5, 6, 7], [9], [1, 2, 3, 4, 5, 6]]
-TIGHT = Tolerance(max_abs=1e-5, kl=1e-8, top1=1.0)
+TIGHT = Tolerance(max_abs=1e-5, kl=1e-8, kl_p90=1e-8, top1=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -180,8 +180,8 @@ def test_a_program_that_is_not_the_model_fails_whatever_its_reference_says(
 
 
 def test_one_flip_is_no_fault_where_steps_are_few() -> None:
-    found = Deviation(reference="x", max_abs=0.001, kl=1e-6, top1=35 / 36)
-    bounds = Tolerance(max_abs=1.0, kl=1e-3, top1=0.98)
+    found = Deviation(reference="x", max_abs=0.001, kl=1e-6, kl_p90=1e-6, top1=35 / 36)
+    bounds = Tolerance(max_abs=1.0, kl=1e-3, kl_p90=1e-3, top1=0.98)
     assert within(found, bounds, steps=36)
     assert not within(found.model_copy(update={"top1": 34 / 36}), bounds, steps=36)
 

@@ -79,7 +79,7 @@ def artifact(root: Path, name: str, path: str, format_: str, runtime: str) -> Ar
         programs={"forward": ProgramRecord(inputs=(), outputs=(), states=(state,))},
         weights=WeightRecord(bytes_by_dtype={"float32": 1}, share_at_precision=1),
         parity=ParityRecord(
-            executed=False, reason="not run", tolerance=Tolerance(max_abs=1, kl=1, top1=0)
+            executed=False, reason="not run", tolerance=Tolerance(max_abs=1, kl=1, kl_p90=1, top1=0)
         ),
     )
 

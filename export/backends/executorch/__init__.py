@@ -20,12 +20,12 @@ FILE_NAME = "model.pte"
 
 # Measured on the embedded model over 276 positions, prefill and decode: max abs 1.6e-5 of logits
 # up to 9, mean KL 9e-13, top-1 1.0; on tiny random models 1e-6. Only the order of sums differs.
-_FP32 = Tolerance(max_abs=2e-4, kl=1e-6, top1=0.99)
+_FP32 = Tolerance(max_abs=2e-4, kl=1e-6, kl_p90=1e-6, top1=0.99)
 # Both sides quantize activations on the fly. Where a value lies on the edge between two of the
 # 255 steps, a last-bit difference moves it by a whole step, and that may let a near-tied router
 # take another expert, for one token. Measured on the same positions: max abs 0.19 to 0.67, mean
 # KL 5e-5 to 4e-4, top-1 0.996; quantization itself costs a mean KL of 1.4e-3 and 2.0 at most.
-_INT8 = Tolerance(max_abs=2.0, kl=5e-3, top1=0.9)
+_INT8 = Tolerance(max_abs=2.0, kl=5e-3, kl_p90=2e-3, top1=0.95)
 
 
 class ExecutorchBackend:

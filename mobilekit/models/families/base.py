@@ -92,7 +92,6 @@ class UnitGroup:
 class StateForm(Enum):
     """How a program keeps what it remembers between calls; each back end has one it likes."""
 
-    NONE = "none"  # it remembers nothing: a denoiser's step
     RESIDENT = "resident"  # buffers written by index: ExecuTorch
     EXPLICIT = "explicit"  # inputs and outputs, grown by concatenation: ONNX
     ARITHMETIC = "arithmetic"  # buffers written by in-place arithmetic: Core ML states
@@ -104,13 +103,13 @@ class Phase:
 
     Attributes:
         name: "forward" (any length), "prefill" or "decode" (fixed length), "step" (a denoiser).
-        state: How it keeps its state.
+        state: How it keeps its state; ``None`` where it remembers nothing (a denoiser's step).
         context_length: Positions that the state holds, 0 without one.
         length: Fixed number of new tokens, or ``None`` for a dynamic length.
     """
 
     name: str
-    state: StateForm = StateForm.NONE
+    state: StateForm | None = None
     context_length: int = 0
     length: int | None = None
 
