@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -372,42 +369,3 @@ def test_dense_int8_is_close_to_quantized_eager(dense_int8: Artifact) -> None:
     _assert_close(dense_int8, own_error=0.01)
     assert dense_int8.lowered.weights.share_at_precision >= 0.95
     assert dense_int8.diagnose(dense_int8.model) is None
-
-
-_STOCK_RUNNER = """
-import json, sys
-import torch
-from executorch.extension.llm.runner import GenerationConfig, TextLLMRunner
-model, tokenizer, prompt, out = sys.argv[1:]
-pieces = []
-runner = TextLLMRunner(model, tokenizer)
-config = GenerationConfig(echo=False, max_new_tokens=24, temperature=0.0)
-runner.generate(prompt, config, token_callback=pieces.append)
-json.dump("".join(pieces), open(out, "w"))
-"""
-
-
-@pytest.mark.slow
-def test_the_stock_runner_generates_the_same_text(tmp_path: Path) -> None:
-    """ExecuTorch's own C++ LLM runner opens the file, reads its metadata and continues alike."""
-    from tokenizers import Tokenizer
-
-    from mobilekit.models import load
-    from mobilekit.models.embedded import __file__ as embedded
-    from mobilekit.runtime.generate import greedy
-
-    model: Any = load("embedded", device="cpu", dtype="float32")
-    vocabulary = int(model.config.vocab_size)
-    spec = ExportSpec(Precision("fp32"), 128, eos_token_ids=(int(model.config.eos_token_id),))
-    lowered = EXECUTORCH.lower(model, family_of(model), spec, tmp_path)
-    path = tmp_path / lowered.files[0]
-    (tokenizer_file,) = Path(embedded).parent.glob("*/tokenizer.json")
-    prompt, out = "The function returns a", tmp_path / "out.json"
-    command = [sys.executable, "-c", _STOCK_RUNNER, path, tokenizer_file, prompt, out]
-    subprocess.run([str(part) for part in command], check=True, capture_output=True)
-    tokenizer = Tokenizer.from_file(str(tokenizer_file))
-    runtime = ExecutorchRuntime(path, context_length=128, vocab_size=vocabulary)
-    ours = greedy(runtime, tokenizer.encode(prompt).ids, 24)
-    told = json.loads(out.read_text())
-    assert len(told) > 20
-    assert told == tokenizer.decode(ours)
