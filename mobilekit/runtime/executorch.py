@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +89,8 @@ class ExecutorchRuntime:
 
         inputs = [torch.from_numpy(ids)[None].contiguous(), torch.tensor([position])]
         try:
-            (logits,) = self._method.execute(inputs)
+            with _one_blas_thread():
+                (logits,) = self._method.execute(inputs)
         except RuntimeError as error:  # its manifest tells another vocabulary or context, perhaps
             raise InvalidInputError(
                 f"the program refused {len(ids)} tokens (ids {ids.min()} to {ids.max()}) at "
@@ -137,14 +140,33 @@ def load_program(path: Path, **options: Any) -> Any:
 def _runtime() -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "experimental", at the first import
-        # registers the quantized embedding's kernel; must come before a program is loaded
+        # register the kernels of quantized embeddings and of attention with a cache; must come
+        # before a program is loaded
         require("executorch.kernels.quantized", extra="executorch")
+        require("executorch.extension.llm.custom_ops.custom_ops", extra="executorch")
         return require("executorch.runtime", extra="executorch").Runtime.get()
 
 
 def _set_threads(threads: int) -> None:
     pool = importlib.import_module("executorch.extension.pybindings.portable_lib")
     pool._unsafe_reset_threadpool(threads)
+
+
+@contextmanager
+def _one_blas_thread() -> Iterator[None]:
+    """Keep torch's BLAS to one thread: the attention kernel calls it from every thread it has.
+
+    Threads of two pools that wait for each other made a prefill eight times as slow. This holds
+    for the calling thread; where more than one computes, start the process with OMP_NUM_THREADS=1.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _damaged(path: Path, error: Exception) -> InvalidInputError:

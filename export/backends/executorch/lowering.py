@@ -16,95 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from executorch.backends.xnnpack.partition import config as xnnpack
-from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 from executorch.exir import (
     EdgeCompileConfig,
     ExecutorchBackendConfig,
     to_edge_transform_and_lower,
 )
-from executorch.exir.backend.compile_spec_schema import CompileSpec
-from executorch.exir.backend.partitioner import DelegationSpec
 from executorch.exir.passes.cse_pass import CSEPass
-from torch.export import ExportedProgram
 
 from mobilekit.models.families import Program
 from mobilekit.runtime.executorch import RECURRENT
 
 from ..base import ExportSpec
+from .partition import DecoderPartitioner
 from .rewrites import drop_copies, infer_free_dimension, mean_as_product, mean_row
-
-
-class ExactGeluConfig(xnnpack.GeluConfig):  # type: ignore[misc]
-    """GELU by the error function: XNNPACK computes it whatever the operator says.
-
-    The tanh form differs by up to 4.7e-4, which tiny Gemma logits showed as 5.9e-4.
-    """
-
-    def check_constraints(self, node: torch.fx.Node, ep: ExportedProgram) -> bool:
-        """Accept the operator if it does not ask for the tanh form."""
-        return node.kwargs.get("approximate", "none") == "none" and bool(
-            super().check_constraints(node, ep)
-        )
-
-
-class ShortCatConfig(xnnpack.CatConfig):  # type: ignore[misc]
-    """Concatenation of as many tensors as XNNPACK has an operator for."""
-
-    def check_constraints(self, node: torch.fx.Node, ep: ExportedProgram) -> bool:
-        """Tell whether XNNPACK takes ``node`` as it is."""
-        return len(node.all_input_nodes) <= 5 and bool(super().check_constraints(node, ep))
-
-
-# Only operators whose XNNPACK form needs none of the passes that LINEAR_ONLY leaves out (channels
-# last, batch norm, padding, up-sampling, concatenations of more than five, pooling).
-_CONFIGS = [
-    xnnpack.AbsConfig,
-    xnnpack.AddConfig,
-    xnnpack.AddmmConfig,
-    xnnpack.BMMConfig,
-    xnnpack.ChooseQParamsAffineConfig,
-    xnnpack.CosConfig,
-    xnnpack.DeQuantizeAffineConfig,
-    xnnpack.DivConfig,
-    xnnpack.ExpConfig,
-    ExactGeluConfig,
-    xnnpack.LinearConfig,
-    xnnpack.MMConfig,
-    xnnpack.MulConfig,
-    xnnpack.NegConfig,
-    xnnpack.PermuteConfig,
-    xnnpack.PowConfig,
-    xnnpack.QuantizeAffineConfig,
-    xnnpack.ReciprocalSquareRootConfig,
-    xnnpack.SigmoidConfig,
-    xnnpack.SinConfig,
-    xnnpack.SoftmaxConfig,
-    xnnpack.SquareRootConfig,
-    xnnpack.SubConfig,
-    xnnpack.TanhConfig,
-    xnnpack.ViewCopyConfig,
-    ShortCatConfig,
-]
-# with this compile spec XNNPACK's preprocessing runs its linear pass only, not all seventeen
-_LINEAR_ONLY = CompileSpec("dqlinear_partitioner", b"")
-
-
-class DecoderPartitioner(XnnpackPartitioner):  # type: ignore[misc]
-    """XNNPACK partitioner for decoder programs: dense, elementwise and softmax operators."""
-
-    def __init__(self) -> None:
-        super().__init__(configs=_CONFIGS)
-        self.delegation_spec = DelegationSpec("XnnpackBackend", [_LINEAR_ONLY])
-
-    def ops_to_not_decompose(self, ep: ExportedProgram) -> tuple[list[Any], None]:
-        """Keep the same operators whole, without a filter: a filter costs four more retracings.
-
-        The filter would decompose linears that XNNPACK cannot take, such as those with weights
-        computed at run time; a decoder has none, and if it had, lowering would fail aloud.
-        """
-        keep, _ = super().ops_to_not_decompose(ep)
-        return keep, None
+from .share import share_constants
 
 
 def metadata_methods(program: Program, spec: ExportSpec) -> dict[str, Any]:
@@ -120,7 +45,7 @@ def metadata_methods(program: Program, spec: ExportSpec) -> dict[str, Any]:
         "get_max_context_len": spec.context_length,
         "get_n_layers": len(program.layers),
         "use_kv_cache": True,
-        "use_sdpa_with_kv_cache": False,
+        "use_sdpa_with_kv_cache": not program.is_recurrent,
         "enable_dynamic_shape": program.dynamic_shapes is not None,
     }
     if program.is_recurrent:
@@ -167,15 +92,16 @@ def lower_program(program: Program, methods: dict[str, Any], path: Path) -> set[
         config = ExecutorchBackendConfig(run_reinplace_pass=True)
         with path.open("wb") as file:
             edge.to_executorch(config).write_to_file(file)
+    share_constants(path)
     sizes = {p.shape[-1] for p in program.module.parameters() if p.dim()}
     return constants | {_digest(mean_row(size)) for size in sizes}
 
 
 def _plain_buffers(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    from .int8 import Int8Embedding
+    from .quantize import QuantizedEmbedding
 
     for child in module.modules():
-        if not isinstance(child, Int8Embedding):
+        if not isinstance(child, QuantizedEmbedding):
             yield from child.named_buffers(recurse=False)
 
 

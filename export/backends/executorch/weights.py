@@ -8,6 +8,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ _SCALAR_DTYPES = {
     "BFLOAT16": "bfloat16",
 }
 _STORAGE_BITS = {"int4": 4, "int8": 8, "uint8": 8, "float16": 16, "bfloat16": 16}
-_PRECISION_DTYPE = {"fp32": "float32", "int8": "int8"}
+_PRECISION_DTYPE = {"fp32": "float32", "int8": "int8", "int4": "int4"}
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,12 @@ class StoredConstant:
     Attributes:
         dtype: Storage dtype, "scales", or "other" for what cannot be a weight (indices).
         data: Its bytes, as stored.
+        is_inline: Whether it is part of a delegate's graph, so that only its size is known.
     """
 
     dtype: str
     data: bytes
+    is_inline: bool = False
 
 
 def read_pte(path: Path) -> PTEFile:
@@ -98,9 +101,16 @@ def count_weights(pte: PTEFile, precision: str, *, not_weights: set[str]) -> Wei
 
 
 def stored_constants(pte: PTEFile) -> Iterator[StoredConstant]:
-    """Yield every constant of the file once: the program's own, then the delegates'."""
-    yield from _program_constants(pte)
-    yield from _delegate_constants(pte)
+    """Yield every constant of the file once: the program's own, then the delegates' others.
+
+    What is equal is stored once (see ``share``), except for scales that a delegate has inline.
+    """
+    seen: set[bytes] = set()
+    for constant in chain(_program_constants(pte), _delegate_constants(pte)):
+        digest = hashlib.sha256(constant.data).digest()
+        if digest not in seen or constant.is_inline:
+            seen.add(digest)
+            yield constant
 
 
 def _bits(dtype: str) -> int:
@@ -109,7 +119,7 @@ def _bits(dtype: str) -> int:
 
 def _program_constants(pte: PTEFile) -> Iterator[StoredConstant]:
     plan = pte.program.execution_plan[0]
-    scales = _embedding_scales(plan)
+    operands = _embedding_operands(plan)
     seen: set[int] = set()
     for index, value in enumerate(plan.values):
         tensor = value.val
@@ -121,7 +131,7 @@ def _program_constants(pte: PTEFile) -> Iterator[StoredConstant]:
         seen.add(buffer)
         dtype = _SCALAR_DTYPES.get(tensor.scalar_type.name, _OTHER)
         data = bytes(pte.program.constant_buffer[buffer].storage)
-        yield StoredConstant(SCALES if index in scales else dtype, data[: _length(tensor, dtype)])
+        yield StoredConstant(operands.get(index, dtype), data[: _length(tensor, dtype)])
 
 
 def _length(tensor: Tensor, dtype: str) -> int | None:
@@ -134,16 +144,20 @@ def _length(tensor: Tensor, dtype: str) -> int | None:
     return count * (64 if dtype == "float64" else _bits(dtype)) // 8
 
 
-def _embedding_scales(plan: Any) -> set[int]:
-    """Return the values that are scales or zero points of a quantized embedding operator."""
-    found: set[int] = set()
-    for chain in plan.chains:
-        for instruction in chain.instructions:
+def _embedding_operands(plan: Any) -> dict[int, str]:
+    """Return what is stored in the values that quantized embedding operators read."""
+    found: dict[int, str] = {}
+    for steps in plan.chains:
+        for instruction in steps.instructions:
             call = instruction.instr_args
-            if isinstance(call, KernelCall):
-                name = plan.operators[call.op_index].name
-                if name.startswith("quantized_decomposed::embedding"):
-                    found.update(call.args[1:3])  # weight, scales, zero points, …
+            if not isinstance(call, KernelCall):
+                continue
+            name = plan.operators[call.op_index].name
+            if name.startswith("quantized_decomposed::embedding"):
+                weight, scales, zero_points = call.args[:3]
+                found.update({scales: SCALES, zero_points: SCALES})
+                if name.endswith("_4bit"):
+                    found[weight] = "int4"  # two of them in each byte of a uint8 tensor
     return found
 
 
@@ -182,7 +196,7 @@ def _inline_scales(graph: dict[str, Any]) -> Iterator[StoredConstant]:
     for value in graph["xvalues"]:
         scale = _tensor_of(value)[1].get("scale")
         if isinstance(scale, list) and scale:
-            yield StoredConstant(SCALES, b"\0\0\0\0" * len(scale))  # their size is all we ask
+            yield StoredConstant(SCALES, b"\0\0\0\0" * len(scale), is_inline=True)
 
 
 def _tensor_of(value: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -105,12 +105,18 @@ class ResidentDecoder(DecoderProgram):
             return _visible(slots, positions, window)[None, None]
 
         def update(layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-            keys, values = getattr(self, f"k{layer}"), getattr(self, f"v{layer}")
-            keys.index_copy_(2, positions, key)
-            values.index_copy_(2, positions, value)
-            return keys, values
+            return self.write(layer, positions, key, value)
 
         return self.logits(tokens, positions[None], visible, update)
+
+    def write(
+        self, layer: int, positions: Tensor, key: Tensor, value: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Write a layer's new states at ``positions`` (S,); return all that it attends to."""
+        keys, values = getattr(self, f"k{layer}"), getattr(self, f"v{layer}")
+        keys.index_copy_(2, positions, key)
+        values.index_copy_(2, positions, value)
+        return keys, values
 
 
 class ExplicitDecoder(DecoderProgram):
