@@ -21,6 +21,7 @@ TESTED = {
     "numpy": "2.4.6",
     "onnx": "1.23.2",
     "onnxruntime": "1.32.0",
+    "onnxruntime-genai": "0.18.0",
     "onnxscript": "0.7.2",
     "optimum": "2.3.0",
     "packaging": "26.3",

@@ -222,7 +222,7 @@ def test_a_run_with_export_needs_a_tokenizer(shelf: Path, tmp_path: Path, refuse
         (b"version: 1\ncompress: [{method: aimer, sparsty: 0}]\n", "did you mean 'sparsity'?"),
         (b"version: 1\ncompress: [{method: aimer, sparsity: 1}]\n", "'sparsity' is 1"),
         (b"version: 1\nexport: {targets: [onxx]}\n", "did you mean 'onnx'?"),
-        (b"version: 1\nexport: {targets: [onnx], precisions: [int9]}\n", "mean 'int8'?"),
+        (b"version: 1\nexport: {targets: [onnx], precisions: [int9]}\n", "no precision 'int9'"),
         (b"version: 1\nexport: {context_length: 64}\nprofile: {workloads: [pp65]}\n", "pp65"),
         (b"version: 1\nevaluate: [{suite: perplexty}]\n", "perplexty"),
         (b"version: 1\nprofile: {devices: [hst]}\n", "hst"),

@@ -319,4 +319,4 @@ def test_what_is_no_safetensors_file_is_called_so(
 ) -> None:
     (damaged / "model.safetensors").write_bytes(content)
     assert words in refusal(damaged).message
-    assert "-1" not in refusal(damaged).message
+    assert "-1 bytes" not in refusal(damaged).message

@@ -37,7 +37,7 @@ def test_round_trip_through_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"schema": None}, "'schema' is None"),
+        ({"schema": None}, "'schema' is null"),
         ({"schema": "mobilekit.run/2"}, "this version reads mobilekit.run/1"),
         ({"comand": "x"}, "did you mean 'command'"),
         ({"steps": [{"name": "compres", "seconds": 1}]}, "compres"),

@@ -129,7 +129,8 @@ def _prepared(model: nn.Module, family: Family, spec: ExportSpec) -> tuple[Progr
 
     program = _program(model, family, spec)
     if not program.is_recurrent:
-        program = replace(program, module=InPlaceDecoder(program.module))
+        decoder: Any = program.module
+        program = replace(program, module=InPlaceDecoder(decoder))
     return program, _quantize_(program, spec)
 
 

@@ -61,8 +61,10 @@ class InPlaceDecoder(ResidentDecoder):
     def forward(self, tokens: Tensor, input_pos: Tensor) -> Tensor:
         """Return the last position's logits, shape (1, 1, V)."""
         start: Any = input_pos[0].item()
-        torch._check_is_size(start)
-        torch._check(start + tokens.shape[1] <= self.context_length)
+        torch._check_is_size(start)  # type: ignore[no-untyped-call]
+        torch._check(  # type: ignore[no-untyped-call]
+            start + tokens.shape[1] <= self.context_length
+        )
         with _in_call(_Call(start, self._causal)):
             return super().forward(tokens, input_pos)
 

@@ -40,11 +40,12 @@ class OpenSliceConfig(xnnpack.SliceCopyConfig):  # type: ignore[misc]
 
     def check_constraints(self, node: torch.fx.Node, ep: ExportedProgram) -> bool:
         """Tell whether :class:`OpenSliceVisitor` can write ``node``."""
-        source, dim = node.args[0].meta["val"], node.args[1]  # type: ignore[union-attr]
+        args: tuple[Any, ...] = node.args
+        size = args[0].meta["val"].shape[args[1]]
         return (
             bool(self.check_common_constraints(node, ep))
-            and all(isinstance(bound, int) for bound in (source.shape[dim], *node.args[1:]))
-            and (len(node.args) < 5 or node.args[4] == 1)
+            and all(isinstance(bound, int) for bound in (size, *args[1:]))
+            and (len(args) < 5 or bool(args[4] == 1))
         )
 
 
@@ -61,9 +62,9 @@ class OpenSliceVisitor(NodeVisitor):  # type: ignore[misc]
     ) -> None:
         """Append the node to the graph."""
         self.define_nodes_tensor_inputs_outputs(node, xnn_graph, vals_to_ids)
-        source: Any = node.args[0]
-        shape = source.meta["val"].shape
-        dim, start = node.args[1], node.args[2] if len(node.args) > 2 else 0
+        args: tuple[Any, ...] = node.args
+        source, shape = args[0], args[0].meta["val"].shape
+        dim, start = args[1], args[2] if len(args) > 2 else 0
         offsets = [0] * len(shape)
         offsets[dim] = min(start + shape[dim] if start < 0 else start, shape[dim])
         sizes = [size if isinstance(size, int) else 0 for size in node.meta["val"].shape]

@@ -47,7 +47,8 @@ class QuantizedEmbedding(nn.Module):
             return rows.float() * scales.unsqueeze(-1)
         low, high = (rows & 0xF).float() - 8.0, (rows >> 4).float() - 8.0
         values = torch.stack([low, high], dim=-1).flatten(-2)
-        return (values.unflatten(-1, (-1, GROUP)) * scales.unsqueeze(-1)).flatten(-2)
+        groups = values.view(*values.shape[:-1], -1, GROUP)
+        return (groups * scales.unsqueeze(-1)).flatten(-2)
 
     def _by_operator(self, tokens: Tensor) -> Tensor:
         decomposed = torch.ops.quantized_decomposed
@@ -60,7 +61,7 @@ class QuantizedEmbedding(nn.Module):
             self.values, self.scales, None, -8, 7, tokens, dtype=torch.float32
         )
         # the operator takes the first of two values from the high bits, a linear from the low
-        return swapped.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+        return swapped.view(*swapped.shape[:-1], -1, 2).flip(-1).flatten(-2)
 
 
 def quantize_(program: Program, precision: Precision) -> list[str]:
@@ -112,7 +113,7 @@ def _weight_scheme(bits: int) -> dict[str, Any]:
     if bits == 8:
         return {"weight_dtype": torch.int8, "weight_granularity": PerAxis(0)}
     return {
-        "weight_dtype": torch.int4,
+        "weight_dtype": getattr(torch, "int4"),  # noqa: B009 - torch's stubs do not know it
         "weight_granularity": PerGroup(GROUP),
         # -8 and 7 are both used: on the embedded model a KL of 0.0185 in place of 0.0235
         "weight_mapping_type": MappingType.SYMMETRIC_NO_CLIPPING_ERR,

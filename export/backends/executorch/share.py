@@ -97,4 +97,6 @@ def _with_header(program: Program, *, segment_data_size: int) -> bytes:
     room = aligned_size(_ExtendedHeader.EXPECTED_LENGTH, result.max_alignment)
     size = room + len(result.data)
     header = _ExtendedHeader(size, aligned_size(size, _SEGMENT_ALIGNMENT), segment_data_size)
-    return _insert_flatbuffer_header(result.data, _MAGIC, header.to_bytes().ljust(room, b"\0"))
+    return bytes(
+        _insert_flatbuffer_header(result.data, _MAGIC, header.to_bytes().ljust(room, b"\0"))
+    )

@@ -43,8 +43,9 @@ def family_for_class(class_name: str) -> Family:
     known = [name for family in all_families() for name in family.classes]
     # by the part that tells them apart: any two that end in ForCausalLM look alike
     stems = {name.removesuffix("ForCausalLM"): name for name in known}
-    near = closest(class_name.removesuffix("ForCausalLM"), stems, cutoff=0.8)
-    suggestion = f"; did you mean '{stems[near]}'?" if near is not None else ""
+    stem = closest(class_name.removesuffix("ForCausalLM"), stems, cutoff=0.8)
+    near = closest(class_name, known, cutoff=0.95) or (stem and stems[stem])  # or a slip at the end
+    suggestion = f"; did you mean '{near}'?" if near else ""
     raise UnsupportedModelError(
         f"unsupported architecture '{class_name}'{suggestion}",
         hint=f"Supported classes: {', '.join(sorted(known))}.",

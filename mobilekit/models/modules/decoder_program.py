@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,7 +41,7 @@ def decoder_program(
 
     body: Any = shallow_copy(model, replaced)
     _prepare_(body, phase.context_length)
-    build = {
+    build: dict[StateForm | None, Callable[[nn.Module, Phase], Program]] = {
         StateForm.RESIDENT: _resident,
         StateForm.EXPLICIT: _explicit,
         StateForm.ARITHMETIC: _arithmetic,
