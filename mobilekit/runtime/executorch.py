@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import importlib.metadata
 import warnings
@@ -144,6 +145,7 @@ def _runtime() -> Any:
         # before a program is loaded
         require("executorch.kernels.quantized", extra="executorch")
         require("executorch.extension.llm.custom_ops.custom_ops", extra="executorch")
+        _limit_blas()
         return require("executorch.runtime", extra="executorch").Runtime.get()
 
 
@@ -152,13 +154,25 @@ def _set_threads(threads: int) -> None:
     pool._unsafe_reset_threadpool(threads)
 
 
+def _limit_blas() -> None:
+    """Make MKL, torch's BLAS on x86-64, use one thread wherever nobody asks for more.
+
+    The attention kernel calls it from every thread of ExecuTorch's pool. Where each call starts
+    threads of its own, a prefill of two threads takes 2 to 50 times as long.
+    """
+    import torch
+
+    path = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    library = ctypes.CDLL(str(path)) if path.is_file() else None
+    limit = getattr(library, "mkl_serv_set_num_threads", None)
+    if limit is not None:
+        limit(1)
+        torch.set_num_threads(torch.get_num_threads())  # torch's own calls keep what they had
+
+
 @contextmanager
 def _one_blas_thread() -> Iterator[None]:
-    """Keep torch's BLAS to one thread: the attention kernel calls it from every thread it has.
-
-    Threads of two pools that wait for each other made a prefill eight times as slow. This holds
-    for the calling thread; where more than one computes, start the process with OMP_NUM_THREADS=1.
-    """
+    """Take the calling thread, too, off torch's number of threads."""
     import torch
 
     before = torch.get_num_threads()
