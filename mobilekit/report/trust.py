@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from mobilekit.schema.manifest import Artifact, Deviation, Manifest, ParityRecord
+from mobilekit.schema.manifest import Artifact, Deviation, Manifest, ParityRecord, Tolerance
 
 from .evidence import Evidence, by_device
 from .numbers import finite, percent, scientific, size
@@ -56,7 +56,7 @@ def parity_table(manifest: Manifest | None) -> Table | None:
 
 def _parity_row(item: Artifact) -> list[Cell | str]:
     parity, bounds = item.parity, item.parity.tolerance
-    limit = _measures("≤", "≥", bounds.max_abs, bounds.kl, bounds.top1)
+    limit = _measures("≤", "≥", bounds)
     distances = (_distance(parity.against_fp32), _distance(parity.against_same))
     return [item.id, _verdict(parity), *distances, limit, _greedy(parity)]
 
@@ -65,13 +65,16 @@ def _distance(deviation: Deviation | None) -> Cell:
     """Return how far the artifact is from one reference: the worst logit, mean KL, top-1."""
     if deviation is None:
         return num("–")
-    return _measures("", "", deviation.max_abs, deviation.kl, deviation.top1)
+    return _measures("", "", deviation)
 
 
-def _measures(below: str, above: str, max_abs: float, kl: float, top1: float) -> Cell:
+def _measures(below: str, above: str, found: Deviation | Tolerance) -> Cell:
     low, high = (f"{sign}\u00a0" if sign else "" for sign in (below, above))
-    note = f"KL\u00a0{low}{scientific(kl)}\ntop-1\u00a0{high}{percent(top1)}"
-    return num(f"max\u00a0{low}{scientific(max_abs)}", note)
+    note = (
+        f"KL\u00a0{low}{scientific(found.kl)}\nKL\u00a0p90\u00a0{low}{scientific(found.kl_p90)}\n"
+        f"top-1\u00a0{high}{percent(found.top1)}"
+    )
+    return num(f"max\u00a0{low}{scientific(found.max_abs)}", note)
 
 
 def _verdict(parity: ParityRecord) -> Cell:

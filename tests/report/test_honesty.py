@@ -111,7 +111,9 @@ def test_parity_shows_both_references_and_who_evaluated(
     documents: Callable[[], Documents],
 ) -> None:
     words = _words(documents())
-    assert "max 0.21 KL 2.0 × 10⁻⁴ top-1 99.4 % max 3.1 × 10⁻⁶ KL 4.0 × 10⁻¹² top-1 100 %" in words
+    against_fp32 = "max 0.21 KL 2.0 × 10⁻⁴ KL p90 5.0 × 10⁻⁴ top-1 99.4 %"
+    against_same = "max 3.1 × 10⁻⁶ KL 4.0 × 10⁻¹² KL p90 9.0 × 10⁻¹² top-1 100 %"
+    assert f"{against_fp32} {against_same}" in words
     assert "evaluated from the saved file by mil-numpy, not run by Apple’s runtime" in words
     assert "7 of 8 equal 1 excused 0 different 64 tokens each" in words
     assert "35 of 40 greedy continuations equal fp32 eager’s" in words
