@@ -139,7 +139,7 @@ def candidates(args: argparse.Namespace, shape: dict[str, Any]) -> list[Candidat
 def llama(args: argparse.Namespace, shape: dict[str, Any]) -> Candidate:
     """Return llama.cpp on a Q4_0 file of the same shape."""
     python = peers.environment(args.work, "llama", ["llama-cpp-python", "gguf", "numpy"])
-    script, path = str(HERE / "peers" / "llama_cpp.py"), args.work / f"{args.shape}-q4_0.gguf"
+    script, path = str(HERE / "peers" / "run_llama.py"), args.work / f"{args.shape}-q4_0.gguf"
     if not path.is_file():
         described = path.with_suffix(".json")
         described.write_text(json.dumps(shape))

@@ -25,7 +25,15 @@ class BuilderGraph:
 
     name = version = "onnxruntime"
 
-    def __init__(self, path: Path, *, context_length: int, vocab_size: int, threads: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        context_length: int,
+        vocab_size: int,
+        threads: int,
+        cache: tuple[int, int],
+    ) -> None:
         import onnxruntime
 
         self.context_length, self.vocab_size = context_length, vocab_size
@@ -35,13 +43,15 @@ class BuilderGraph:
         self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
         self._inputs = [i.name for i in self._session.get_inputs()]
         self._binding = self._session.io_binding()
+        self._buffers: list[Any] = []
         self._ones = np.ones((1, context_length), dtype=np.int64)
         self._slots = np.arange(context_length, dtype=np.int64)[None]
         for spec in self._session.get_inputs():
             if spec.name.startswith("past"):
-                shape = (1, spec.shape[1], context_length, spec.shape[3])
-                zeros = np.zeros(shape, dtype=np.float32)
+                heads, head_dim = cache
+                zeros = np.zeros((1, heads, context_length, head_dim), dtype=np.float32)
                 buffer = onnxruntime.OrtValue.ortvalue_from_numpy(zeros)
+                self._buffers.append(buffer)  # a binding does not keep it alive in every version
                 self._binding.bind_ortvalue_input(spec.name, buffer)
                 present = spec.name.replace("past_key_values", "present")
                 self._binding.bind_ortvalue_output(present, buffer)
@@ -59,7 +69,7 @@ class BuilderGraph:
         self._binding.bind_output("logits")
         self._session.run_with_iobinding(self._binding)
         logits: Logits = self._binding.get_outputs()[-1].numpy()
-        return self._binding.copy_outputs_to_cpu()[0][0, -1] if logits.ndim != 3 else logits[0, -1]
+        return logits[0, -1]
 
 
 def open_torch(shape: dict[str, Any], *, threads: int, is_compiled: bool) -> TokenLogits:
@@ -81,13 +91,11 @@ def open_candidate(job: dict[str, Any]) -> TokenLogits:
     shape, threads = job["shape"], job["threads"]
     if job["kind"] in ("eager", "compile"):
         return open_torch(shape, threads=threads, is_compiled=job["kind"] == "compile")
-    runtime = BuilderGraph if job["kind"] == "builder" else RUNTIMES.get(job["kind"])
-    return runtime(
-        Path(job["path"]),
-        context_length=job["context_length"],
-        vocab_size=shape["vocab_size"],
-        threads=threads,
-    )
+    common = {"context_length": job["context_length"], "vocab_size": shape["vocab_size"]}
+    if job["kind"] == "builder":
+        cache = (shape["num_key_value_heads"], shape["head_dim"])
+        return BuilderGraph(Path(job["path"]), threads=threads, cache=cache, **common)
+    return RUNTIMES.get(job["kind"])(Path(job["path"]), threads=threads, **common)
 
 
 def repetition(runtime: TokenLogits, prompt: int, new: int) -> dict[str, int]:

@@ -3,8 +3,8 @@
 Runs in an environment of its own (``llama-cpp-python`` and ``gguf`` from PyPI) and imports nothing
 of MobileKit. Speed does not depend on the weights' values, so they need not be those of the others.
 
-    python llama_cpp.py make SHAPE.json MODEL.gguf
-    python llama_cpp.py run MODEL.gguf CONTEXT THREADS      # protocol: see ../decode_worker.py
+    python run_llama.py make SHAPE.json MODEL.gguf
+    python run_llama.py run MODEL.gguf CONTEXT THREADS      # protocol: see ../decode_worker.py
 """
 
 from __future__ import annotations
