@@ -35,12 +35,12 @@ class Scheme:
 #   int4  max 1.25,   99th percentile 1.2e-2, KL 7e-5,  top-1 0.999
 # fp32 differs where a key or value lies on the edge between two fp16 numbers. The others differ by
 # the rounding of fp16 arithmetic, about 1e-2, and in 3 to 6 steps of 1000 because that rounding
-# tips a near tie of the router, which sends a token to another expert: the maximum is that, so its
-# bound is wide, and KL and top-1 carry the check. In int8, one value projection scaled by 1.3 moves
-# KL to 2e-2, one expert set to zero to 4e-3, one norm scaled by 1.1 to 1e-3.
+# tips a near tie of the router, which sends a token to another expert. The maximum and the mean are
+# of those steps, so their bounds are wide; the ninth decile of KL carries the check: 3e-6 measured,
+# 4e-3 where one norm or value projection is scaled by 1.1, 5e-2 where two experts are swapped.
 # Storage itself costs (KL and top-1 against eager in fp32): fp32 7e-5, 0.999, which is the cache;
 # fp16 8e-5, 0.997; int8 3e-4, 0.985; int4 2.8e-2, 0.856.
-_HALF = Tolerance(max_abs=3.0, kl=5e-4, kl_p90=5e-4, top1=0.98)
+_HALF = Tolerance(max_abs=3.0, kl=2e-3, kl_p90=5e-4, top1=0.98)
 # fp16 arithmetic, since that is what a phone's accelerators run; it costs less accuracy than
 # quantized storage does
 SCHEMES = {
@@ -48,7 +48,7 @@ SCHEMES = {
         "float32", "float32", Tolerance(max_abs=1e-2, kl=1e-6, kl_p90=1e-6, top1=0.995), 1e-3
     ),
     "fp16": Scheme(
-        "float16", "float16", Tolerance(max_abs=3.0, kl=1e-4, kl_p90=1e-4, top1=0.99), 5e-2
+        "float16", "float16", Tolerance(max_abs=3.0, kl=2e-3, kl_p90=1e-4, top1=0.98), 5e-2
     ),
     "int8": Scheme("int8", "float16", _HALF, 5e-2),
     "int4": Scheme("int4", "float16", _HALF, 5e-2),
