@@ -62,9 +62,7 @@ def weight_layers(program: Program) -> dict[str, nn.Linear | nn.Embedding]:
     """
     from torch import nn
 
-    from mobilekit.models.modules.static_moe import StaticMoE
-
-    routers = {id(m.router) for m in program.module.modules() if isinstance(m, StaticMoE)}
+    routers = {id(m.router) for m in program.module.modules() if hasattr(m, "router")}
     return {
         checkpoint_path(path): module
         for path, module in program.module.named_modules()

@@ -105,9 +105,7 @@ class ExecutorchBackend:
         return first_diverging_layer(path, program, tokens, precision=spec.precision.name)
 
     def _reference_program(self, model: nn.Module, family: Family, spec: ExportSpec) -> Program:
-        program = _program(model, family, spec)
-        _quantize_(program, spec)
-        return program
+        return _quantized(_program(model, family, spec), spec)[0]
 
 
 _DYNAMIC = "torchao: linears {} with int8 dynamic activations per token, embedding {}; routers fp32"
@@ -131,12 +129,15 @@ def _prepared(model: nn.Module, family: Family, spec: ExportSpec) -> tuple[Progr
     if not program.is_recurrent:
         decoder: Any = program.module
         program = replace(program, module=InPlaceDecoder(decoder))
-    return program, _quantize_(program, spec)
+    return _quantized(program, spec)
 
 
-def _quantize_(program: Program, spec: ExportSpec) -> list[str]:
+def _quantized(program: Program, spec: ExportSpec) -> tuple[Program, list[str]]:
+    """Return the program at its precision, experts apart, and the layers that are int8 by need."""
+    from .experts import split_experts_
+
     if not spec.precision.is_quantized:
-        return []
+        return split_experts_(program)[0], []
     require("torchao.quantization", extra="executorch")
     from .quantize import quantize_
 

@@ -27,6 +27,7 @@ from mobilekit.models.families import Program
 from mobilekit.runtime.executorch import RECURRENT
 
 from ..base import ExportSpec
+from .expert_delegates import ToShippedOperators, experts_to_delegates, take_experts
 from .partition import DecoderPartitioner
 from .rewrites import drop_copies, infer_free_dimension, mean_as_product, mean_row
 from .share import share_constants
@@ -73,6 +74,7 @@ def lower_program(program: Program, methods: dict[str, Any], path: Path) -> set[
         ids, the rows of means), by which the file's weights can be told from them.
     """
     constants = {_digest(buffer) for _, buffer in _plain_buffers(program.module)}
+    experts = take_experts(program.module)
     with torch.no_grad(), quiet():
         captured = torch.export.export(
             program.module,
@@ -88,8 +90,13 @@ def lower_program(program: Program, methods: dict[str, Any], path: Path) -> set[
             # the validator knows neither whole linears nor quantized operators
             compile_config=EdgeCompileConfig(_check_ir_validity=False),
         )
+        if experts:
+            longest = int(program.dynamic_shapes["tokens"][1].max)
+            edge = edge.transform([experts_to_delegates(experts, longest)])
         # cache writes in place: without it each step copies every layer's whole cache twice
-        config = ExecutorchBackendConfig(run_reinplace_pass=True)
+        config = ExecutorchBackendConfig(
+            run_reinplace_pass=True, to_out_var_pass=ToShippedOperators()
+        )
         with path.open("wb") as file:
             edge.to_executorch(config).write_to_file(file)
     share_constants(path)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from mobilekit.models.families import Program
 
-from ...precision import Precision, weight_layers
+from ...precision import Precision, checkpoint_path, weight_layers
+from .experts import split_experts_
 
 logging.getLogger("torchao").setLevel(logging.ERROR)  # it warns of each CUDA kernel it lacks
 
@@ -64,7 +65,7 @@ class QuantizedEmbedding(nn.Module):
         return swapped.view(*swapped.shape[:-1], -1, 2).flip(-1).flatten(-2)
 
 
-def quantize_(program: Program, precision: Precision) -> list[str]:
+def quantize_(program: Program, precision: Precision) -> tuple[Program, list[str]]:
     """Quantize a program's linears and embeddings in place, each at its own precision.
 
     Args:
@@ -73,24 +74,28 @@ def quantize_(program: Program, precision: Precision) -> list[str]:
         precision: Says which layer gets what.
 
     Returns:
-        Paths of the layers that are int8 because 4 bits cannot group their input.
+        The program, its experts apart, and the paths of the layers that are int8 because 4 bits
+        cannot group their input.
     """
+    chosen = {path: precision.at(path) for path in weight_layers(program)}
+    program, origin = split_experts_(program)
+    part_of = {checkpoint_path(part): checkpoint_path(whole) for part, whole in origin.items()}
     layers = weight_layers(program)
-    chosen = {path: precision.at(path) for path in layers}
+    at = {path: chosen[part_of.get(path, path)] for path in layers}
     ungrouped = [
         path
         for path, layer in layers.items()
-        if chosen[path] == "int4" and layer.weight.shape[1] % GROUP
+        if at[path] == "int4" and layer.weight.shape[1] % GROUP
     ]
-    chosen.update(dict.fromkeys(ungrouped, "int8"))
+    at.update(dict.fromkeys(ungrouped, "int8"))
     _untie_(program.module)
     for bits in (8, 4):
-        at = {id(layers[path]): path for path, name in chosen.items() if name == f"int{bits}"}
-        _quantize_linears_(program.module, set(at), bits)
+        ids = {id(layers[path]) for path, name in at.items() if name == f"int{bits}"}
+        _quantize_linears_(program.module, ids, bits)
         for path, child in list(program.module.named_modules()):
-            if isinstance(child, nn.Embedding) and id(child) in at:
+            if isinstance(child, nn.Embedding) and id(child) in ids:
                 program.module.set_submodule(path, _quantized_embedding(child, bits))
-    return ungrouped
+    return program, sorted({part_of.get(path, path) for path in ungrouped})
 
 
 def _quantize_linears_(module: nn.Module, chosen: set[int], bits: int) -> None:
