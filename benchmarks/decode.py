@@ -6,7 +6,7 @@ within one round. Weights are random: speed, size and memory do not depend on th
 
 Candidates: our ``.onnx`` and ``.pte``, eager torch, ``torch.compile``, the graph of
 onnxruntime-genai's own builder (which knows neither per-layer widths nor this MoE form), and
-llama.cpp Q4_0. The last two come from PyPI into environments of their own under ``--work``.
+llama.cpp Q4_0, as its own tool makes it and with the head in four bits too. The last two come from PyPI into environments of their own under ``--work``.
 
     python benchmarks/decode.py                                  # Qwen3-0.6B's shape, int4
     python benchmarks/decode.py --shape moe --threads 2 --json decode.json
@@ -54,7 +54,7 @@ class Candidate:
     def start(self, log: Path) -> None:
         """Start the process and wait until its model is loaded."""
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
-        if self.name == BASE:
+        if self.name.startswith(BASE):
             environment.pop("PYTHONPATH")
         self.process = subprocess.Popen(
             self.command,
@@ -122,7 +122,7 @@ def candidates(args: argparse.Namespace, shape: dict[str, Any]) -> list[Candidat
     """Return every candidate that is asked for and can do this shape."""
     found = []
     if "llama" not in args.skip:
-        found.append(llama(args, shape))
+        found += [llama(args, shape, is_pure=False), llama(args, shape, is_pure=True)]
     found += [lowered(args, shape, t) for t in ("onnx", "executorch") if t not in args.skip]
     uniform = len(set(shape["widths"])) == 1 and not shape.get("num_experts")
     if "builder" not in args.skip and uniform:
@@ -136,13 +136,17 @@ def candidates(args: argparse.Namespace, shape: dict[str, Any]) -> list[Candidat
     return found
 
 
-def llama(args: argparse.Namespace, shape: dict[str, Any]) -> Candidate:
-    """Return llama.cpp on a Q4_0 file of the same shape."""
+def llama(args: argparse.Namespace, shape: dict[str, Any], *, is_pure: bool) -> Candidate:
+    """Return llama.cpp on a file of the same shape, as its tool makes it or all in Q4_0.
+
+    By itself the tool stores the embedding, which is the head too, as Q6_K.
+    """
     python = peers.environment(args.work, "llama", ["llama-cpp-python", "gguf", "numpy"])
-    script, path = str(HERE / "peers" / "run_llama.py"), args.work / f"{args.shape}-q4_0.gguf"
+    script = str(HERE / "peers" / "run_llama.py")
+    path = args.work / f"{args.shape}-q4_0{'-pure' if is_pure else ''}.gguf"
     if not path.is_file():
         described = path.with_suffix(".json")
-        described.write_text(json.dumps(shape))
+        described.write_text(json.dumps({**shape, "is_pure": is_pure}))
         console.status("writing the GGUF …")
         subprocess.run(
             [str(python), script, "make", str(described), str(path)],
@@ -151,7 +155,8 @@ def llama(args: argparse.Namespace, shape: dict[str, Any]) -> Candidate:
             stderr=subprocess.DEVNULL,
         )
     command = [str(python), script, "run", str(path), str(CONTEXT), str(args.threads)]
-    return Candidate(BASE, command, file_bytes=path.stat().st_size)
+    name = f"{BASE}, head too" if is_pure else BASE
+    return Candidate(name, command, file_bytes=path.stat().st_size)
 
 
 def measure(items: list[Candidate], args: argparse.Namespace) -> None:

@@ -26,11 +26,11 @@ F16 = 1
 
 
 def make(shape: dict[str, Any], out: Path) -> None:
-    """Write ``out`` as Q4_0, embedding and tied head included."""
+    """Write ``out`` as Q4_0; embedding and tied head too if the shape says ``is_pure``."""
     half = out.with_suffix(".f16.gguf")
     _write_half(shape, half)
     params = lc.llama_model_quantize_default_params()
-    params.ftype, params.nthread, params.pure = Q4_0, os.cpu_count() or 1, True
+    params.ftype, params.nthread, params.pure = Q4_0, os.cpu_count() or 1, shape["is_pure"]
     code = lc.llama_model_quantize(str(half).encode(), str(out).encode(), params)
     half.unlink()
     if code:
