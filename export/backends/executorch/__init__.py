@@ -112,7 +112,7 @@ _DYNAMIC = "torchao: linears {} with int8 dynamic activations per token, embeddi
 _SCHEMES = {
     "fp32": None,
     "int8": _DYNAMIC.format("int8 per output channel", "int8 per row"),
-    "int4": _DYNAMIC.format("int4 in groups of 32 inputs", "int4 in groups of 32"),
+    "int4": _DYNAMIC.format("int4 in groups of 32 inputs, scales searched", "the same"),
 }
 
 

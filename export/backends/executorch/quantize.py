@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from mobilekit.models.families import Program
 
+from ...int4 import round_groups
 from ...precision import Precision, checkpoint_path, weight_layers
 from .experts import split_experts_
 
-logging.getLogger("torchao").setLevel(logging.ERROR)  # it warns of each CUDA kernel it lacks
-
 GROUP = 32  # input channels that share a scale in 4 bits
+_INT4 = getattr(torch, "int4")  # noqa: B009 - torch's stubs do not know it
+logging.getLogger("torchao").setLevel(logging.ERROR)  # it warns of each CUDA kernel it lacks
 
 
 class QuantizedEmbedding(nn.Module):
@@ -48,7 +49,7 @@ class QuantizedEmbedding(nn.Module):
             return rows.float() * scales.unsqueeze(-1)
         low, high = (rows & 0xF).float() - 8.0, (rows >> 4).float() - 8.0
         values = torch.stack([low, high], dim=-1).flatten(-2)
-        groups = values.view(*values.shape[:-1], -1, GROUP)
+        groups = values.unflatten(-1, (scales.shape[-1], -1))
         return (groups * scales.unsqueeze(-1)).flatten(-2)
 
     def _by_operator(self, tokens: Tensor) -> Tensor:
@@ -100,34 +101,30 @@ def quantize_(program: Program, precision: Precision) -> tuple[Program, list[str
 
 def _quantize_linears_(module: nn.Module, chosen: set[int], bits: int) -> None:
     from torchao.quantization import Int8DynamicActivationIntxWeightConfig, quantize_
+    from torchao.quantization.granularity import PerAxis, PerGroup
 
+    linears = [m for m in module.modules() if isinstance(m, nn.Linear) and id(m) in chosen]
+    weights = [linear.weight for linear in linears]
     quantize_(
         module,
-        Int8DynamicActivationIntxWeightConfig(**_weight_scheme(bits)),
+        Int8DynamicActivationIntxWeightConfig(
+            weight_dtype=_INT4 if bits == 4 else torch.int8,
+            weight_granularity=PerGroup(GROUP) if bits == 4 else PerAxis(0),
+        ),
         filter_fn=lambda child, _: isinstance(child, nn.Linear) and id(child) in chosen,
     )
-    for child in module.modules():
-        if isinstance(child, nn.Linear) and id(child) in chosen and bits == 4:
-            _round_scales_(child.weight)
+    for linear, weight in zip(linears, weights, strict=True) if bits == 4 else ():
+        _search_scales_(linear.weight, weight)
 
 
-def _weight_scheme(bits: int) -> dict[str, Any]:
-    from torchao.quantization.granularity import PerAxis, PerGroup
-    from torchao.quantization.quant_primitives import MappingType
+def _search_scales_(quantized: Any, weight: Tensor) -> None:
+    """Put better codes and scales into a torchao weight.
 
-    if bits == 8:
-        return {"weight_dtype": torch.int8, "weight_granularity": PerAxis(0)}
-    return {
-        "weight_dtype": getattr(torch, "int4"),  # noqa: B009 - torch's stubs do not know it
-        "weight_granularity": PerGroup(GROUP),
-        # -8 and 7 are both used: on the embedded model a KL of 0.0185 in place of 0.0235
-        "weight_mapping_type": MappingType.SYMMETRIC_NO_CLIPPING_ERR,
-    }
-
-
-def _round_scales_(weight: Any) -> None:
-    """Round a torchao weight's scales to bfloat16, as which XNNPACK stores those of groups."""
-    weight.scale.copy_(weight.scale.bfloat16())
+    XNNPACK stores the scales of groups as bfloat16 and wants them positive.
+    """
+    codes, scales = round_groups(weight, GROUP, torch.bfloat16, is_signed=False)
+    quantized.qdata.copy_(codes.flatten(1))
+    quantized.scale.copy_(scales)
 
 
 def _quantized_embedding(embedding: nn.Embedding, bits: int) -> QuantizedEmbedding:

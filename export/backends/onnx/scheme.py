@@ -1,8 +1,8 @@
 """Few-bit blocks: how ``MatMulNBits`` stores a weight, and what its kernels read back.
 
 A block is a run of one row's elements that share a scale. Codes are unsigned around the middle
-level; scales are stored in half precision, as llama.cpp's Q4_0 does: 4.5 bits an element at four
-bits and blocks of 32, where float32 scales would make it 5. A ``Cast`` in the graph widens them,
+level; scales are stored in half precision, as llama.cpp's Q4_0 does: 4.25 bits an element at four
+bits and blocks of 64, where float32 scales would make it 4.5. A ``Cast`` in the graph widens them,
 which ONNX Runtime folds away when it opens the file.
 
 Schemes of ``onnxruntime.quantization`` at eight bits, measured on the embedded model (hidden 128, 4
@@ -37,9 +37,11 @@ from torch.nn import functional as F
 
 from mobilekit.core.errors import InvalidInputError
 
+from ...int4 import round_groups
+
 BITS = {"int8": 8, "int4": 4}
 ACCURACY_LEVEL = 4  # quantize the activations to int8 too, and multiply in integers
-INT4_BLOCK = 32  # what llama.cpp, ExecuTorch and the genai builder take, too
+_INT4_BLOCKS = (64, 32)
 _INT8_BLOCKS = (128, 64, 32, 16)
 _ROWS_AT_ONCE = 16384  # bounds the transposed float copy that the tool needs: 64 MB at K = 1024
 
@@ -75,24 +77,32 @@ class BlockWeight:
 
 
 def block_size(depth: int, bits: int) -> int:
-    """Return the block for a reduction length: 32 at four bits; at eight the largest that divides.
+    """Return the block for a reduction length: the largest in use that divides it.
 
-    Large blocks store fewer scales and multiply faster; at eight bits the error is small either
-    way. Where none divides, the smallest pads least.
+    Large blocks store fewer scales and multiply faster: at four bits the kernels read two floats a
+    block beside the codes. Where none divides, the smallest pads least.
     """
-    if bits == 4:
-        return INT4_BLOCK
-    return next((size for size in _INT8_BLOCKS if depth % size == 0), _INT8_BLOCKS[-1])
+    blocks = _INT4_BLOCKS if bits == 4 else _INT8_BLOCKS
+    return next((size for size in blocks if depth % size == 0), blocks[-1])
 
 
 def quantize_blocks(weight: Tensor, bits: int, block: int) -> BlockWeight:
-    """Quantize one weight (N, K) symmetrically by ONNX Runtime's own tool.
+    """Quantize one weight (N, K) symmetrically: eight bits by ONNX Runtime's own tool.
 
     Raises:
         InvalidInputError: If a scale exceeds half precision (a weight beyond 8e6 or 5e5).
     """
+    if bits == 4:
+        levels, scales = round_groups(weight, block, torch.float16, is_signed=True)
+        codes = levels.add_(8).view(torch.uint8)
+        packed = codes[..., ::2] | (codes[..., 1::2] << 4)
+        return BlockWeight(packed, scales, bits, weight.shape[1])
+    return _quantize_bytes(weight, block)
+
+
+def _quantize_bytes(weight: Tensor, block: int) -> BlockWeight:
     tool = _tool()
-    config = tool.DefaultWeightOnlyQuantConfig(block_size=block, is_symmetric=True, bits=bits)
+    config = tool.DefaultWeightOnlyQuantConfig(block_size=block, is_symmetric=True, bits=8)
     quantizer = tool.DefaultWeightOnlyQuantizer(config)
     parts = []
     for rows in torch.split(weight.detach(), _ROWS_AT_ONCE):
@@ -105,7 +115,7 @@ def quantize_blocks(weight: Tensor, bits: int, block: int) -> BlockWeight:
             "a weight is not finite, or too large for a half-precision scale",
             hint="Check the checkpoint for values that are not finite.",
         )
-    return BlockWeight(codes, halved, bits, weight.shape[1])
+    return BlockWeight(codes, halved, 8, weight.shape[1])
 
 
 def round_activations(hidden: Tensor, block: int) -> Tensor:
