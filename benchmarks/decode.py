@@ -6,7 +6,8 @@ within one round. Weights are random: speed, size and memory do not depend on th
 
 Candidates: our ``.onnx`` and ``.pte``, eager torch, ``torch.compile``, the graph of
 onnxruntime-genai's own builder (which knows neither per-layer widths nor this MoE form), and
-llama.cpp Q4_0, as its own tool makes it and with the head in four bits too. The last two come from PyPI into environments of their own under ``--work``.
+llama.cpp Q4_0: as its own tool makes it, and with the head in four bits too. The last two come
+from PyPI into environments of their own under ``--work``.
 
     python benchmarks/decode.py                                  # Qwen3-0.6B's shape, int4
     python benchmarks/decode.py --shape moe --threads 2 --json decode.json

@@ -32,8 +32,7 @@ def odd_model() -> nn.Module:
 
 def _quantized(model: nn.Module, precision: Precision) -> tuple[Program, list[str]]:
     phase = Phase("forward", StateForm.RESIDENT, 16)
-    program = family_of(model).export_program(copy.deepcopy(model), phase)
-    return program, quantize_(program, precision)
+    return quantize_(family_of(model).export_program(copy.deepcopy(model), phase), precision)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -57,7 +56,7 @@ def test_what_cannot_be_grouped_is_int8_and_named(odd_model: nn.Module) -> None:
     assert _quantized(odd_model, Precision("int8"))[1] == []
 
 
-def test_int4_errors_are_half_a_step(odd_model: nn.Module) -> None:
+def test_int4_errors_are_half_a_step_but_at_the_ends(odd_model: nn.Module) -> None:
     program, _ = _quantized(odd_model, Precision("int4"))
     for name, module in program.module.model.model.layers[0].named_modules():
         if isinstance(module, nn.Linear) and name != "mlp.down_proj":
@@ -65,7 +64,9 @@ def test_int4_errors_are_half_a_step(odd_model: nn.Module) -> None:
             weight = module.weight
             assert torch.equal(weight.scale, weight.scale.bfloat16().float())
             step = weight.scale.repeat_interleave(GROUP, dim=1)
-            assert ((weight.dequantize() - exact).abs() <= 0.55 * step).all()
+            error = (weight.dequantize() - exact).abs()
+            is_inside = (weight.qdata > -8) & (weight.qdata < 7)
+            assert (error <= torch.where(is_inside, 0.51, 2.0) * step).all()
 
 
 def test_overrides_choose_each_layer(odd_model: nn.Module) -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from mobilekit.export.backends.onnx import scheme
 from mobilekit.export.backends.onnx.layers import BlockEmbedding, BlockLinear
 from mobilekit.export.backends.onnx.moe import BlockMoE, block_experts
+from mobilekit.export.int4 import round_groups
 from torch import nn
 
 from mobilekit.core.errors import InvalidInputError
@@ -46,26 +47,25 @@ def _run(module: nn.Module, example: torch.Tensor, path: Path) -> Any:
 def test_block_size_is_the_largest_that_divides(depth: int) -> None:
     dividing = [b for b in (16, 32, 64, 128) if depth % b == 0]
     assert scheme.block_size(depth, 8) == (max(dividing) if dividing else 16)
-    assert scheme.block_size(depth, 4) == 32
+    assert scheme.block_size(depth, 4) == (64 if depth % 64 == 0 else 32)
 
 
 @settings(deadline=None, max_examples=30)
 @given(
     st.integers(1, 5),
     st.integers(1, 70),
-    st.sampled_from([(4, 32), (8, 16), (8, 32), (8, 64)]),
+    st.sampled_from([16, 32, 64]),
     st.integers(0, 2**31),
 )
-def test_codes_are_nearest_levels_of_a_symmetric_block_scale(
-    rows: int, depth: int, form: tuple[int, int], seed: int
+def test_bytes_are_nearest_levels_of_a_symmetric_block_scale(
+    rows: int, depth: int, block: int, seed: int
 ) -> None:
-    bits, block = form
     weight = _normal(rows, depth, seed=seed)
-    stored = scheme.quantize_blocks(weight, bits, block)
+    stored = scheme.quantize_blocks(weight, 8, block)
     assert (stored.block, stored.depth) == (block, depth)
     read = stored.dequantize()
     assert read.shape == weight.shape
-    half = 1 << (bits - 1)
+    half = 128
     padded = nn.functional.pad(weight, (0, -depth % block)).view(rows, -1, block)
     largest = padded.abs().amax(-1)
     torch.testing.assert_close(stored.scales.float().abs(), largest / half, rtol=2e-3, atol=1e-7)
@@ -75,23 +75,37 @@ def test_codes_are_nearest_levels_of_a_symmetric_block_scale(
     assert ((read - weight).abs() <= torch.where(near_edge, 1.1, 0.51 + 1e-3 * half) * step).all()
 
 
+@settings(deadline=None, max_examples=20)
+@given(st.integers(1, 5), st.integers(1, 140), st.sampled_from([32, 64]))
+def test_half_bytes_hold_the_codes_of_groups(rows: int, depth: int, block: int) -> None:
+    weight = _normal(rows, depth)
+    stored = scheme.quantize_blocks(weight, 4, block)
+    assert (stored.block, stored.depth) == (block, depth)
+    codes, scales = round_groups(weight, block, torch.float16, is_signed=True)
+    assert torch.equal(stored.scales, scales)
+    assert torch.equal(
+        stored.dequantize(), (codes * scales.float()[..., None]).flatten(1)[:, :depth]
+    )
+
+
 def test_rows_are_quantized_the_same_however_many_there_are(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     weight = _normal(40, 64)
-    whole = scheme.quantize_blocks(weight, 4, 32)
+    whole = scheme.quantize_blocks(weight, 8, 32)
     monkeypatch.setattr(scheme, "_ROWS_AT_ONCE", 7)
-    parts = scheme.quantize_blocks(weight, 4, 32)
+    parts = scheme.quantize_blocks(weight, 8, 32)
     assert torch.equal(whole.codes, parts.codes)
     assert torch.equal(whole.scales, parts.scales)
 
 
+@BITS
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e9])
-def test_a_scale_that_half_precision_cannot_hold_is_refused(value: float) -> None:
+def test_a_scale_that_half_precision_cannot_hold_is_refused(bits: int, value: float) -> None:
     weight = _normal(2, 32)
     weight[1, 3] = value
     with pytest.raises(InvalidInputError, match="not finite, or too large"):
-        scheme.quantize_blocks(weight, 4, 32)
+        scheme.quantize_blocks(weight, bits, 32)
 
 
 @BITS
