@@ -82,7 +82,7 @@ def _round(groups: Tensor, dtype: torch.dtype, *, is_signed: bool) -> tuple[Tens
     scale = torch.where(_error(groups, codes, fitted) < best, fitted, scale)
     too_large = ~whole.to(dtype).isfinite()  # then no fraction was better than none
     scale = torch.where(too_large, torch.inf, scale)
-    return codes.to(torch.int8), scale.to(dtype).squeeze(-1)
+    return _codes(groups, scale).to(torch.int8), scale.to(dtype).squeeze(-1)
 
 
 def _stored(scale: Tensor, dtype: torch.dtype) -> Tensor:

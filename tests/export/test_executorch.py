@@ -219,11 +219,12 @@ def test_fp32_file_stores_each_parameter_once(moe_fp32: Artifact) -> None:
 @pytest.mark.parametrize("name", ["moe_fp32", "moe_int8"])
 def test_counted_bytes_are_the_file(name: str, request: pytest.FixtureRequest) -> None:
     artifact: Artifact = request.getfixturevalue(name)
-    size = artifact.path.stat().st_size
+    size, config = artifact.path.stat().st_size, artifact.model.config
     stored = sum(len(constant.data) for constant in stored_constants(read_pte(artifact.path)))
     counted = sum(artifact.lowered.weights.bytes_by_dtype.values())
     assert counted <= stored <= size
-    assert size - stored < 90_000  # graph text and alignment, the same for any width
+    # graphs and alignment, the same for any width; an expert has a graph of its own
+    assert size - stored < 90_000 + 2_000 * config.num_hidden_layers * config.num_experts
 
 
 def test_experts_are_stored_as_int8(moe_int8: Artifact) -> None:

@@ -50,7 +50,10 @@ def test_codes_are_the_nearest_levels_and_never_worse_than_the_usual_scale(
 
     padded = torch.nn.functional.pad(weight, (0, -depth % group)).double()
     groups = padded.view(rows, count, group)
-    found = ((codes.double() * scales.double()[..., None] - groups) ** 2).sum(-1)
+    steps = scales.double()[..., None]
+    nearest = (groups / steps).clamp(-8, 7)
+    assert ((codes.double() - nearest).abs() <= 0.5 + 1e-5).all()
+    found = ((codes.double() * steps - groups) ** 2).sum(-1)
     largest = groups.gather(-1, groups.abs().argmax(-1, keepdim=True)) / -8
     usual = (largest if is_signed else largest.abs() * 8 / 7).to(dtype).double()
     if (usual != 0).all():
