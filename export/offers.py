@@ -38,8 +38,8 @@ def check_offered(targets: Sequence[str], precisions: Iterable[str], *, where: s
             apart = [name for name in offering if name in targets] or offering
             write = _recipe if where else _options
             raise UsageError(
-                f"{prefix}target '{lacking[0]}' has no precision '{precision}'; "
-                f"{' and '.join(offering)} offer it",
+                f"{prefix}target '{lacking[0]}' has no precision '{precision}'; it "
+                f"is offered by {' and '.join(offering)}",
                 hint=_advice(write(apart, precision), lacking, shared),
             )
 
