@@ -68,7 +68,8 @@ class TorchRuntime:
         if position == 0:
             self._empty_cache()
         elif not self._cursor.is_recurrent:  # which can only go on
-            for layer in self._cache.layers:  # of several lengths, after a call that failed
+            layers: Any = self._cache.layers
+            for layer in layers:  # of several lengths, after a call that failed
                 layer.crop(position - layer.get_seq_length())
 
     @torch.inference_mode()
