@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from mobilekit.core.errors import UsageError
-from mobilekit.core.suggest import did_you_mean
 
 from .backends import BACKENDS
 
@@ -28,7 +27,7 @@ def check_offered(targets: Sequence[str], precisions: Iterable[str], *, where: s
     for precision in precisions:
         if precision not in known:
             raise UsageError(
-                f"{prefix}there is no precision '{precision}'{did_you_mean(precision, known)}",
+                f"{prefix}there is no precision '{precision}'",
                 hint=f"Known precisions: {', '.join(known)}.",
             )
         lacking = [target for target in targets if precision not in offers[target]]
