@@ -12,7 +12,8 @@ one thread on x86-64, context 512; estimated / measured peak RSS of a worker in 
     94.4 M        2518 / 2103, 2518 / 2071  3348 / 2697, 3348 / 2771  3540 / 2801, 2822 / 1895
 
 At int4: 2.8 M executorch 736 / 671; 15.7 M onnx 988 / 775, coreml 1127 / 974, executorch
-1032 / 879. At fp16: 15.7 M onnx 988 / 897. Neither was measured at 94.4 M, nor coreml at fp16.
+1032 / 879; 94.4 M onnx 2518 / 1661. At fp16: 15.7 M onnx 988 / 897. Not measured: coreml at fp16,
+the others at 94.4 M.
 
 The starting process: 475 / 467 at 2.8 M, 588 / 573 at 15.7 M, 1281 / 980 at 94.4 M. A second thread
 added 47 MB to a worker.
