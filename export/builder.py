@@ -24,6 +24,7 @@ from . import vectors as parity_vectors
 from .backends import BACKENDS
 from .facts import model_facts
 from .job import Job, Outcome
+from .offers import check_offered
 from .pool import run_jobs
 from .precision import Precision, check_overrides, weight_layers
 from .preflight import ExportPlan, facts_of, places, plan_export
@@ -133,16 +134,11 @@ def _check(
 ) -> _Request:
     if not targets or not precisions:
         raise UsageError("nothing to export", hint="Name at least one target and one precision.")
+    check_offered(targets, precisions)
     for target in targets:
         backend = BACKENDS.get(target)
         for package in backend.packages:
             require_distribution(package, extra=backend.extra)
-        for precision in precisions:
-            if precision not in backend.precisions:
-                raise UsageError(
-                    f"target '{target}' has no precision '{precision}'",
-                    hint=f"It has: {', '.join(backend.precisions)}.",
-                )
     path = resolve(checkpoint)
     require_tokenizer(path)
     return _Request(

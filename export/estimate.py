@@ -6,13 +6,17 @@ key-value cache as the converter holds at once. Calibrated on Qwen3 checkpoints 
 one thread on x86-64, context 512; estimated / measured peak RSS of a worker in MB, at fp32, int8:
 
     parameters    onnx                      coreml                    executorch
-    2.8 M (MoE)   736 / 674, 736 / 616      761 / 674, 761 / 690      758 / 662, 736 / 649
+    2.8 M (MoE)   736 / 674, 736 / 616      761 / 674, 761 / 690      758 / 680, 736 / 684
     15.7 M        988 / 840, 988 / 828      1127 / 982, 1127 / 1003   1151 / 989, 1032 / 1005
     19.6 M (MoE)  1062 / 968, –             1234 / 1117, –            1266 / 1149, –
     94.4 M        2518 / 2103, 2518 / 2071  3348 / 2697, 3348 / 2771  3540 / 2801, 2822 / 1895
 
-The starting process: 475 / 466 at 2.8 M, 588 / 548 at 15.7 M, 1281 / 980 at 94.4 M. A second thread
-added 47 MB to a worker. fp16 and int4 were not measured; they begin in float32 as well.
+At int4: 2.8 M executorch 736 / 671; 15.7 M onnx 988 / 775, coreml 1127 / 974, executorch
+1032 / 879; 94.4 M onnx 2518 / 1661. At fp16: 15.7 M onnx 988 / 897. Not measured: coreml at fp16,
+the others at 94.4 M.
+
+The starting process: 475 / 467 at 2.8 M, 588 / 573 at 15.7 M, 1281 / 980 at 94.4 M. A second thread
+added 47 MB to a worker.
 ``benchmarks/export_memory.py`` measures anew.
 """
 
@@ -38,23 +42,21 @@ class Footprint:
         quantized_copies: The same of a quantized one, which begins in float32 too, and whose
             reference computes in it.
         caches: Float32 copies of the key-value cache at full length.
-        stores_tied_twice: Whether a tied head is stored once more beside the embedding.
     """
 
     base: int
     copies: float
     quantized_copies: float
     caches: float
-    stores_tied_twice: bool
 
 
 FOOTPRINTS = {
-    "executorch": Footprint(670 * MB, 7.5, 5.6, 3.0, True),
-    "onnx": Footprint(680 * MB, 4.8, 4.8, 2.0, False),
-    "coreml": Footprint(680 * MB, 7.0, 7.0, 2.0, False),
+    "executorch": Footprint(670 * MB, 7.5, 5.6, 3.0),
+    "onnx": Footprint(680 * MB, 4.8, 4.8, 2.0),
+    "coreml": Footprint(680 * MB, 7.0, 7.0, 2.0),
 }
-# bytes a weight in the file; scales and zero points of the quantized ones included
-_FILE_BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1.1, "int4": 0.66}
+# bytes a weight in the file, tied ones once; scales and zero points of the quantized ones included
+_FILE_BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1.1, "int4": 0.6}
 _GRAPH = 0.15 * MB  # of the whole, and again for every layer that is unrolled in it
 _VECTORS = 2.5 * MB  # logits kept for a reference: a fixed budget
 
@@ -118,11 +120,10 @@ def parent_peak_bytes(facts: ModelFacts) -> int:
     return round(PARENT_BASE + _PARENT_COPIES * facts.float32_bytes)
 
 
-def artifact_bytes(facts: ModelFacts, target: str, precision: str) -> int:
-    """Return the estimated size of one artifact."""
+def artifact_bytes(facts: ModelFacts, precision: str) -> int:
+    """Return the estimated size of one artifact, whichever its format."""
     graph = _GRAPH * (1 + facts.num_layers)
-    head = facts.vocab_size * facts.hidden_size if FOOTPRINTS[target].stores_tied_twice else 0
-    return round(_FILE_BYTES[precision] * (facts.parameters + head) + graph)
+    return round(_FILE_BYTES[precision] * facts.parameters + graph)
 
 
 def vectors_bytes(num_artifacts: int) -> int:

@@ -86,7 +86,7 @@ def plan_export(
     for precision in precisions:
         for target in targets:
             peak = estimate.worker_peak_bytes(facts, target, precision, context_length)
-            size = estimate.artifact_bytes(facts, target, precision)
+            size = estimate.artifact_bytes(facts, precision)
             disk = {"output": size, "cache": size}
             artifacts.append((target, precision, Need(f"{target} {precision}", peak, peak, disk)))
     memory = memory or available_memory()

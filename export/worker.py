@@ -88,7 +88,9 @@ def _parity(job: Job, record: LoweredRecord, backend: Backend) -> ParityRecord:
     same = parity_vectors.replay(backend.reference(model, family, spec), vectors)
     atomic_write(Path(job.answer), parity_vectors.pack_answer(same))
     path = entry_point(Path(job.out), next(iter(record.files)))
-    tolerance = backend.tolerance(spec)
+    tolerance = backend.tolerance(
+        dataclasses.replace(spec, has_experts="expert" in family.units_of)
+    )
     try:
         runtime = RUNTIMES.get(backend.format)(
             path,

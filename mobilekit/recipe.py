@@ -142,17 +142,10 @@ def _check_method(step: CompressStep, where: str) -> None:
 
 def _check_export(export: ExportConfig, profile: ProfileConfig | None, name: str) -> None:
     """Check targets and precisions by name, and that each workload fits the exported context."""
-    from mobilekit.export.backends import BACKENDS
+    from mobilekit.export.offers import check_offered
     from mobilekit.profile.workloads import check_fits, parse_all
 
-    for target in export.targets:
-        known = BACKENDS.get(target).precisions
-        for precision in export.precisions:
-            if precision not in known:
-                raise UsageError(
-                    f"{name}: target '{target}' has no precision '{precision}'",
-                    hint=f"It has: {', '.join(known)}.",
-                )
+    check_offered(export.targets, export.precisions, where=name)
     for workload in parse_all(profile.workloads) if profile else ():
         check_fits(workload, export.context_length)
 

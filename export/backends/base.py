@@ -32,6 +32,7 @@ class ExportSpec:
         bos_token_id: Begin-of-text id or ``None``.
         eos_token_ids: Ids that end a text.
         pad_token_id: Padding id or ``None``.
+        has_experts: Whether a router chooses experts: rounding tips its near ties.
     """
 
     precision: Precision
@@ -39,6 +40,7 @@ class ExportSpec:
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
+    has_experts: bool = False
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,12 @@ class Answer:
     exit_code: int = 0
 
 
+IgnoreEstimates = Annotated[
+    bool,
+    typer.Option(
+        "--ignore-estimates", help="Go on where memory or disk is estimated not to suffice."
+    ),
+]
 _JSON = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
 _QUIET = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")]
 _VERBOSE = Annotated[bool, typer.Option("--verbose", "-v", help="More detail on stderr.")]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .common import Answer, command
+from .common import Answer, IgnoreEstimates, command
 
 EPILOG = "Examples: mobilekit demo   ·   mobilekit demo --out runs/first --json"
 
@@ -17,12 +17,7 @@ def main(
     out: Annotated[
         Path, typer.Option(help="Run directory; an unfinished one is gone on with.")
     ] = Path("runs/demo"),
-    ignore_estimates: Annotated[
-        bool,
-        typer.Option(
-            "--ignore-estimates", help="Go on where memory or disk is estimated not to suffice."
-        ),
-    ] = False,
+    ignore_estimates: IgnoreEstimates = False,
 ) -> Answer:
     """Run everything on the embedded model; needs no network."""
     from mobilekit.recipe import load_recipe

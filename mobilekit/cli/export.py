@@ -7,15 +7,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import Answer, command, megabytes
+from .common import Answer, IgnoreEstimates, command, megabytes
 
 if TYPE_CHECKING:
-    from mobilekit.schema.manifest import LayerPrecision
+    from mobilekit.schema.manifest import LayerPrecision, Manifest
 
 EPILOG = (
     "Examples: mobilekit export embedded --out bundle   ·   "
     "mobilekit export MODEL --target onnx --precision int8 --out bundle"
 )
+
+_Override = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATTERN=PRECISION",
+        help="Precision of some layers of the quantized artifacts, such as 'lm_head=int8' or "
+        "'model.layers.0.*=float'; the first that matches wins.",
+    ),
+]
 
 
 @command
@@ -31,20 +40,8 @@ def main(
         list[str] | None, typer.Option(help="fp32, fp16, int8 or int4; fp32 and int8 by default.")
     ] = None,
     context_length: Annotated[int, typer.Option(help="Positions that the cache holds.")] = 512,
-    override: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATTERN=PRECISION",
-            help="Precision of some layers of the quantized artifacts, such as 'lm_head=int8' or "
-            "'model.layers.0.*=float'; the first that matches wins.",
-        ),
-    ] = None,
-    ignore_estimates: Annotated[
-        bool,
-        typer.Option(
-            "--ignore-estimates", help="Go on where memory or disk is estimated not to suffice."
-        ),
-    ] = False,
+    override: _Override = None,
+    ignore_estimates: IgnoreEstimates = False,
 ) -> Answer:
     """Write a bundle for the phone, each artifact verified.
 
@@ -70,19 +67,7 @@ def main(
         overrides=_overrides(override or []),
         ignore_estimates=ignore_estimates,
     )
-    rows = []
-    for item in manifest.artifacts:
-        size = megabytes(item.total_bytes)
-        share = f"{item.weights.share_at_precision:.1%}"
-        rows.append([item.id, size, share, *parity_cells(item.parity)])
-    failed = any(item.parity.passed is False for item in manifest.artifacts)
-    return Answer(
-        manifest.to_json(),
-        headers=("artifact", "size", "at width", *PARITY_HEADERS),
-        rows=rows,
-        closing=["", f"Bundle {out}"],
-        exit_code=1 if failed else 0,
-    )
+    return _answer(manifest, out)
 
 
 def _overrides(pairs: list[str]) -> dict[str, LayerPrecision]:
@@ -100,6 +85,23 @@ def _overrides(pairs: list[str]) -> dict[str, LayerPrecision]:
             )
         parsed[pattern] = known[precision]
     return parsed
+
+
+def _answer(manifest: Manifest, out: Path) -> Answer:
+    """Return one line an artifact; the exit code tells whether one failed."""
+    rows = []
+    for item in manifest.artifacts:
+        size = megabytes(item.total_bytes)
+        share = f"{item.weights.share_at_precision:.1%}"
+        rows.append([item.id, size, share, *parity_cells(item.parity)])
+    failed = any(item.parity.passed is False for item in manifest.artifacts)
+    return Answer(
+        manifest.to_json(),
+        headers=("artifact", "size", "at width", *PARITY_HEADERS),
+        rows=rows,
+        closing=["", f"Bundle {out}"],
+        exit_code=1 if failed else 0,
+    )
 
 
 PARITY_HEADERS = ("max|Δ| fp32", "max|Δ| same", "KL same", "top-1", "greedy", "verdict")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .common import Answer, command
+from .common import Answer, IgnoreEstimates, command
 
 if TYPE_CHECKING:
     from mobilekit.recipe import Recipe
@@ -25,12 +25,7 @@ def main(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a run; finished steps are kept.")
     ] = False,
-    ignore_estimates: Annotated[
-        bool,
-        typer.Option(
-            "--ignore-estimates", help="Go on where memory or disk is estimated not to suffice."
-        ),
-    ] = False,
+    ignore_estimates: IgnoreEstimates = False,
 ) -> Answer:
     """Run a recipe from the checkpoint to the report.
 

@@ -25,7 +25,7 @@ from mobilekit.core.files import (
     sha256_tree,
     writing,
 )
-from mobilekit.core.memory import peak_rss_bytes, reset_peak_rss
+from mobilekit.core.memory import peak_rss_bytes, release_freed_memory, reset_peak_rss
 from mobilekit.core.strict import StrictModel
 from mobilekit.schema.run import StepName, StepRecord
 
@@ -105,6 +105,7 @@ class RunDirectory:
             self.records.append(done.record.model_copy(update={"cached": True}))
             return True
         self._forget(path, outputs)
+        release_freed_memory()  # of the step before: training leaves half a gigabyte
         reset_peak_rss()
         started = time.monotonic()
         detail = work()

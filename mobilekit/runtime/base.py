@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -54,6 +56,51 @@ class FullLogits(Protocol):
 
     def full_logits(self, tokens: Tokens) -> Logits:
         """Return the logits of all positions of one sequence, (S,) → (S, V); needs no cache."""
+
+
+class Cursor:
+    """Where a runtime's state stands: which calls it can answer, and what it holds after them.
+
+    Args:
+        vocab_size: V.
+        context_length: Most positions that the cache can hold.
+        is_recurrent: Whether it keeps a running state, which holds for its last token only.
+
+    Attributes:
+        held: Positions that the state holds.
+    """
+
+    def __init__(self, *, vocab_size: int, context_length: int, is_recurrent: bool = False) -> None:
+        self.vocab_size = vocab_size
+        self.context_length = context_length
+        self.is_recurrent = is_recurrent
+        self.held = 0
+
+    def reset(self) -> None:
+        """Hold nothing."""
+        self.held = 0
+
+    @contextmanager
+    def call(self, tokens: Tokens, position: int) -> Iterator[None]:
+        """Check a call of ``forward``, and move behind its tokens once the body has run them.
+
+        After a body that raises, a cache holds what stood before ``position``, and a running
+        state, which may be half overwritten, nothing.
+
+        Raises:
+            UsageError: As :func:`check_call`, before the body is run and without any change.
+        """
+        check_call(
+            tokens,
+            position,
+            held=self.held,
+            vocab_size=self.vocab_size,
+            context_length=self.context_length,
+            is_recurrent=self.is_recurrent,
+        )
+        self.held = 0 if self.is_recurrent else position
+        yield
+        self.held = position + len(tokens)
 
 
 def check_call(

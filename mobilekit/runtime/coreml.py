@@ -10,7 +10,7 @@ import numpy as np
 
 from mobilekit.core.errors import InvalidInputError
 
-from .base import Logits, Tokens, check_call
+from .base import Cursor, Logits, Tokens
 from .mil import load_functions, load_spec
 from .mil.layout import Array
 from .mil.tools import coremltools, quiet
@@ -60,37 +60,28 @@ class CoreMLRuntime:
         self.context_length = context_length
         self.vocab_size = vocab_size
         self._chunk = lengths.get("prefill")
-        self._is_recurrent = _is_recurrent(path)
-        self._held = 0
         is_mac = sys.platform == "darwin"
         self._engine: _Engine = _CoreML(path, lengths) if is_mac else _Evaluator(path)
         self.name, self.version = self._engine.name, self._engine.version
-        self._held = 0
+        self._cursor = Cursor(
+            vocab_size=vocab_size, context_length=context_length, is_recurrent=_is_recurrent(path)
+        )
 
     def reset(self) -> None:
         """Forget everything."""
         self._engine.reset()
-        self._held = 0
+        self._cursor.reset()
 
     def forward(self, tokens: Tokens, position: int) -> Logits:
         """Return the logits of the last token, shape (V,), float32."""
-        check_call(
-            tokens,
-            position,
-            held=self._held,
-            vocab_size=self.vocab_size,
-            context_length=self.context_length,
-            is_recurrent=self._is_recurrent,
-        )
-        self._held = position  # what is after it is written over
         logits = None
-        for function, start, stop in chunks(len(tokens), self._chunk):
-            feeds = {
-                "input_ids": np.asarray(tokens[start:stop], dtype=np.int32)[None],
-                "input_pos": np.asarray([position + start], dtype=np.int32),
-            }
-            logits = self._engine.run(function, feeds)
-        self._held = position + len(tokens)
+        with self._cursor.call(tokens, position):
+            for function, start, stop in chunks(len(tokens), self._chunk):
+                feeds = {
+                    "input_ids": np.asarray(tokens[start:stop], dtype=np.int32)[None],
+                    "input_pos": np.asarray([position + start], dtype=np.int32),
+                }
+                logits = self._engine.run(function, feeds)
         return np.asarray(logits, dtype=np.float32).reshape(-1)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .base import Logits, Tokens, check_call
+from .base import Cursor, Logits, Tokens
 
 
 class ProgramModule(Protocol):
@@ -53,28 +53,22 @@ class EagerProgram:
         self.context_length = context_length
         self.vocab_size = vocab_size
         self.name = name
-        self._is_recurrent = any(getattr(m, "is_recurrent", False) for m in module.modules())
+        is_recurrent = any(getattr(m, "is_recurrent", False) for m in module.modules())
+        self._cursor = Cursor(
+            vocab_size=vocab_size, context_length=context_length, is_recurrent=is_recurrent
+        )
         self.reset()
 
     @torch.no_grad()  # not inference mode: the buffers must stay usable outside of it
     def reset(self) -> None:
         """Forget everything."""
         self.module.reset()
-        self._held = 0
+        self._cursor.reset()
 
     @torch.no_grad()
     def forward(self, tokens: Tokens, position: int) -> Logits:
         """Return the logits of the last token, shape (V,), float32."""
-        check_call(
-            tokens,
-            position,
-            held=self._held,
-            vocab_size=self.vocab_size,
-            context_length=self.context_length,
-            is_recurrent=self._is_recurrent,
-        )
-        self._held = position  # what is after it is written over
-        ids = torch.from_numpy(np.ascontiguousarray(tokens, dtype=np.int64))[None]
-        logits = self.module(ids, torch.tensor([position]))
-        self._held = position + len(tokens)
+        with self._cursor.call(tokens, position):
+            ids = torch.from_numpy(np.ascontiguousarray(tokens, dtype=np.int64))[None]
+            logits = self.module(ids, torch.tensor([position]))
         return logits[0, -1].float().numpy()

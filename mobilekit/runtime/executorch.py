@@ -17,7 +17,7 @@ from mobilekit.core import console
 from mobilekit.core.errors import InvalidInputError
 from mobilekit.core.optional import require
 
-from .base import Logits, Tokens, check_call
+from .base import Cursor, Logits, Tokens
 
 METHOD = "forward"
 RECURRENT = "is_recurrent"  # constant method: whether the state is a running one
@@ -58,31 +58,25 @@ class ExecutorchRuntime:
         self.version: str = importlib.metadata.version("executorch")
         shape: tuple[int, ...] = self._method.metadata.input_tensor_meta(0).sizes()
         self._longest = shape[1]  # of a dynamic shape this is the upper bound
-        self._is_recurrent = self._constant(RECURRENT, default=False)
-        self.reset()
+        self._cursor = Cursor(
+            vocab_size=vocab_size,
+            context_length=context_length,
+            is_recurrent=self._constant(RECURRENT, default=False),
+        )
 
     def reset(self) -> None:
         """Forget everything; the next call must start at position 0."""
-        self._held = 0
+        self._cursor.reset()
 
     def forward(self, tokens: Tokens, position: int) -> Logits:
         """Return the logits of the last token, shape (V,), float32.
 
         A prompt longer than one call of the program takes is given to it in parts.
         """
-        check_call(
-            tokens,
-            position,
-            held=self._held,
-            vocab_size=self.vocab_size,
-            context_length=self.context_length,
-            is_recurrent=self._is_recurrent,
-        )
-        self._held = position  # what is after it is written over
-        ids = np.ascontiguousarray(tokens, dtype=np.int64)
-        for start in range(0, len(ids), self._longest):
-            logits = self._run(ids[start : start + self._longest], position + start)
-        self._held = position + len(ids)
+        with self._cursor.call(tokens, position):
+            ids = np.ascontiguousarray(tokens, dtype=np.int64)
+            for start in range(0, len(ids), self._longest):
+                logits = self._run(ids[start : start + self._longest], position + start)
         return logits
 
     def _run(self, ids: Tokens, position: int) -> Logits:

@@ -10,7 +10,7 @@ import numpy as np
 from mobilekit.core.errors import InvalidInputError
 from mobilekit.core.optional import require
 
-from .base import Logits, Tokens, check_call
+from .base import Cursor, Logits, Tokens
 
 _POSITIONS = ("attention_mask", "position_ids")
 _CACHE, _RUNNING = "past_key_values.", ("past_conv.", "past_ssm.")
@@ -52,36 +52,32 @@ class OnnxRuntime:
         self._binding.bind_ortvalue_output("logits", self._logits)
         self._bind_cache()
         self._states = [(s.name, *map(self._buffer, (s.shape, s.shape))) for s in self._running()]
-        self._is_recurrent = bool(self._states)
-        self.reset()
+        self._cursor = Cursor(
+            vocab_size=vocab_size, context_length=context_length, is_recurrent=bool(self._states)
+        )
 
     def reset(self) -> None:
         """Forget everything: rows of the cache past the position are never read."""
-        self._held = 0
+        self._cursor.reset()
 
     def forward(self, tokens: Tokens, position: int) -> Logits:
         """Return the logits of the last token, shape (V,), float32."""
-        check_call(
-            tokens,
-            position,
-            held=self._held,
-            vocab_size=self.vocab_size,
-            context_length=self.context_length,
-            is_recurrent=self._is_recurrent,
-        )
-        self._held = position  # what is after it is written over
-        ids = np.ascontiguousarray(tokens, dtype=np.int64)[None]
-        if self._is_recurrent:
-            self._step(ids, position)
-        else:
-            end = position + ids.shape[1]
-            self._binding.bind_cpu_input("input_ids", ids)
-            self._binding.bind_cpu_input("attention_mask", self._ones[:, :end])
-            self._binding.bind_cpu_input("position_ids", self._slots[:, position:end])
-            self._session.run_with_iobinding(self._binding)
-        self._held = position + ids.shape[1]
+        with self._cursor.call(tokens, position):
+            ids = np.ascontiguousarray(tokens, dtype=np.int64)[None]
+            if self._states:
+                self._step(ids, position)
+            else:
+                self._extend(ids, position)
         # a copy: the next call writes to the same memory
         return self._logits.numpy()[0, -1].copy()  # type: ignore[no-any-return]
+
+    def _extend(self, ids: Tokens, position: int) -> None:
+        """Run a program with a key-value cache on all tokens at once."""
+        end = position + ids.shape[1]
+        self._binding.bind_cpu_input("input_ids", ids)
+        self._binding.bind_cpu_input("attention_mask", self._ones[:, :end])
+        self._binding.bind_cpu_input("position_ids", self._slots[:, position:end])
+        self._session.run_with_iobinding(self._binding)
 
     def _step(self, ids: Tokens, position: int) -> None:
         """Run a recurrent program token by token, from zeros at position 0."""

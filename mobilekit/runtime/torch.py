@@ -12,7 +12,7 @@ from transformers.cache_utils import DynamicCache
 from mobilekit.models.families import family_of
 from mobilekit.models.modules.cache import cache_argument
 
-from .base import Logits, Tokens, check_call, check_span
+from .base import Cursor, Logits, Tokens, check_span
 
 _ENDLESS = 1 << 20  # positions to offer where the model sets no bound
 
@@ -35,41 +35,42 @@ class TorchRuntime:
         self.vocab_size: int = config.vocab_size
         most = getattr(config, "max_position_embeddings", _ENDLESS)
         self.context_length: int = context_length or most
-        self._is_recurrent = family_of(model).is_recurrent
+        self._cursor = Cursor(
+            vocab_size=self.vocab_size,
+            context_length=self.context_length,
+            is_recurrent=family_of(model).is_recurrent,
+        )
         self.reset()
 
     def reset(self) -> None:
         """Forget everything."""
-        self._held = 0
+        self._cursor.reset()
+        self._empty_cache()
+
+    def _empty_cache(self) -> None:
         # without a config every layer keeps all positions, since a window cannot be gone back from
-        self._cache = DynamicCache(config=self.model.config if self._is_recurrent else None)
+        self._cache = DynamicCache(config=self.model.config if self._cursor.is_recurrent else None)
 
     @torch.inference_mode()
     def forward(self, tokens: Tokens, position: int) -> Logits:
         """Return the logits of the last token, shape (V,), float32."""
-        check_call(
-            tokens,
-            position,
-            held=self._held,
-            vocab_size=self.vocab_size,
-            context_length=self.context_length,
-            is_recurrent=self._is_recurrent,
-        )
-        self._go_back_to(position)
-        output = self.model(
-            input_ids=self._ids(tokens),
-            use_cache=True,
-            logits_to_keep=1,
-            **cache_argument(self.model, self._cache),
-        )
-        self._held = position + len(tokens)
+        with self._cursor.call(tokens, position):
+            self._go_back_to(position)
+            output = self.model(
+                input_ids=self._ids(tokens),
+                use_cache=True,
+                logits_to_keep=1,
+                **cache_argument(self.model, self._cache),
+            )
         return self._numpy(output.logits[0, -1])
 
     def _go_back_to(self, position: int) -> None:
         if position == 0:
-            self.reset()
-        elif position < self._held:
-            self._cache.crop(position - self._held)  # a negative count: so many positions go
+            self._empty_cache()
+        elif not self._cursor.is_recurrent:  # which can only go on
+            layers: Any = self._cache.layers
+            for layer in layers:  # of several lengths, after a call that failed
+                layer.crop(position - layer.get_seq_length())
 
     @torch.inference_mode()
     def full_logits(self, tokens: Tokens) -> Logits:

@@ -20,6 +20,11 @@ from torch import nn
 from mobilekit.cli.main import main
 from mobilekit.core import console
 
+Refused = Callable[..., None]
+AIMER = ["--method", "aimer"]
+ONNX = ["--target", "onnx", "--precision", "fp32", "--context-length", "64", "--quiet"]
+TRAIN = ["--set", "objective=[next_token]", "--set", "tokens=1000"]
+
 
 @dataclass(frozen=True)
 class Said:
@@ -74,7 +79,7 @@ def mobilekit(
 
 
 @pytest.fixture
-def refused(mobilekit: Callable[..., Said], tmp_path: Path) -> Callable[..., None]:
+def refused(mobilekit: Callable[..., Said], tmp_path: Path) -> Refused:
     """Run a command that must be refused: two lines, the exit code, no new file, no output."""
 
     def check(arguments: list[str | Path], *words: str, code: int = 2) -> None:

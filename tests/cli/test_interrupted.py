@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import pytest
 
 from mobilekit.cli import main as entry
 
-from .conftest import Said
+from .conftest import Said, write_recipe
 
 
 def stopped(*_: Any, **__: Any) -> Any:
@@ -72,3 +73,35 @@ def test_a_polite_kill_leaves_no_temporary_sibling(shelf: Path, tmp_path: Path) 
         "Nothing was written; run it again.",
     ]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "said"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")]
+)
+def test_a_stopped_run_cleans_up_and_ends_with_128_and_the_signal(
+    number: signal.Signals, said: str, shelf: Path, tmp_path: Path
+) -> None:
+    recipe = write_recipe(
+        tmp_path / "recipe.yaml",
+        model={"source": str(shelf / "dense")},
+        export={"targets": ["onnx"], "precisions": ["fp32"], "context_length": 32},
+    )
+    command = [sys.executable, "-m", "mobilekit", "run", str(recipe), "--out", str(tmp_path / "r")]
+
+    def interruptible() -> None:  # a background job of a shell ignores Ctrl-C, and so this
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, preexec_fn=interruptible
+    ) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("Plan ")
+        process.send_signal(number)
+        rest = process.stderr.read().splitlines()
+    assert process.returncode == 128 + number
+    *plan, first, second = rest
+    assert [first, second] == [f"error: {said}", "Finished steps are kept: go on with --resume."]
+    assert not [line for line in plan if line.startswith(("error", "Traceback"))]
+    assert not list((tmp_path / "r").glob(".bundle.*"))
+    assert not (tmp_path / "r" / "bundle").exists()

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import mmap
+import sys
 from pathlib import Path
 
 import pytest
 
-from mobilekit.core.memory import available_memory, peak_rss_bytes, reset_peak_rss
+from mobilekit.core.memory import (
+    available_memory,
+    peak_rss_bytes,
+    release_freed_memory,
+    reset_peak_rss,
+)
 
 GB = 10**9
 
@@ -113,3 +119,21 @@ def test_the_peak_of_this_process_can_start_anew() -> None:
     again = peak_rss_bytes()
     assert again is not None
     assert again < after
+
+
+def resident_bytes() -> int:
+    reset_peak_rss()
+    return peak_rss_bytes() or 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc keeps what was freed")
+def test_freed_memory_goes_back_to_the_system() -> None:
+    if peak_rss_bytes() is None or not reset_peak_rss():
+        pytest.skip("this system has no peak, or does not let it be reset")
+    blocks = [b"x" * 16_000 for _ in range(4096)]  # too small for pages of their own
+    last = b"x" * 16_000  # what lies above it, the library gives back by itself
+    del blocks
+    before = resident_bytes()
+    release_freed_memory()
+    assert before - resident_bytes() > 32 << 20
+    assert len(last) == 16_000

@@ -44,9 +44,8 @@ def test_facts_come_from_the_config() -> None:
 
 def test_every_target_and_precision_has_a_footprint() -> None:
     assert set(FOOTPRINTS) == set(BACKENDS.names())
-    for target in FOOTPRINTS:
-        for precision in PRECISIONS:
-            assert artifact_bytes(EMBEDDED, target, precision) > 0
+    for precision in PRECISIONS:
+        assert artifact_bytes(EMBEDDED, precision) > 0
 
 
 @pytest.mark.parametrize("target", sorted(FOOTPRINTS))
@@ -57,7 +56,10 @@ def test_more_of_anything_needs_more(target: str) -> None:
         assert worker_peak_bytes(replace(EMBEDDED, **change), target, "fp32", 512) > base
     larger = replace(EMBEDDED, parameters=10**8)
     assert parent_peak_bytes(larger) > parent_peak_bytes(EMBEDDED)
-    sizes = [artifact_bytes(larger, target, p) for p in ("fp32", "fp16", "int8", "int4")]
+
+
+def test_fewer_bits_need_less_disk() -> None:
+    sizes = [artifact_bytes(EMBEDDED, p) for p in ("fp32", "fp16", "int8", "int4")]
     assert sizes == sorted(sizes, reverse=True)
 
 
@@ -99,30 +101,37 @@ def test_less_memory_means_fewer_workers_and_a_smaller_need(
 
 
 # measured as benchmarks/export_memory.py does, x86-64, one thread, context 512: the worker's peak
-# RSS (the larger one where there were several runs) and the file, in bytes
+# RSS (the larger one where there were several runs) and the file, in bytes; no file where it was
+# measured before tied weights were stored once
 RANDOM_16M = ModelFacts(15_734_400, 31_468_800, 6, 16384, 384, 128)
 RANDOM_94M = ModelFacts(94_392_576, 188_785_152, 12, 24576, 768, 256)
 MOE_20M = ModelFacts(19_558_016, 39_116_032, 6, 16384, 256, 128)
 MEASURED = [
     (EMBEDDED, "coreml", "fp32", 674_045_952, 11_570_689),
     (EMBEDDED, "coreml", "int8", 689_950_720, 3_193_541),
-    (EMBEDDED, "executorch", "fp32", 662_167_552, 12_451_200),
-    (EMBEDDED, "executorch", "int8", 649_134_080, 3_294_848),
+    (EMBEDDED, "executorch", "fp32", 680_026_112, 11_387_392),
+    (EMBEDDED, "executorch", "int8", 683_769_856, 3_008_896),
+    (EMBEDDED, "executorch", "int4", 670_756_864, 1_728_128),
     (EMBEDDED, "onnx", "fp32", 674_127_872, 11_348_761),
+    (EMBEDDED, "onnx", "int4", 631_844_864, 1_838_130),
     (EMBEDDED, "onnx", "int8", 615_641_088, 2_986_888),
     (MOE_20M, "coreml", "fp32", 1_117_097_984, 78_628_203),
-    (MOE_20M, "executorch", "fp32", 1_148_977_152, 95_125_632),
+    (MOE_20M, "executorch", "fp32", 1_148_977_152, None),
     (MOE_20M, "onnx", "fp32", 968_110_080, 78_263_760),
     (RANDOM_16M, "coreml", "fp32", 981_594_112, 63_254_543),
     (RANDOM_16M, "coreml", "int8", 1_003_499_520, 16_174_129),
-    (RANDOM_16M, "executorch", "fp32", 988_737_536, 88_185_728),
-    (RANDOM_16M, "executorch", "int8", 1_004_556_288, 22_355_968),
+    (RANDOM_16M, "executorch", "fp32", 988_737_536, 62_996_480),
+    (RANDOM_16M, "executorch", "int8", 1_004_556_288, 15_976_192),
+    (RANDOM_16M, "executorch", "int4", 879_050_752, 9_340_672),
+    (RANDOM_16M, "coreml", "int4", 973_561_856, 9_213_395),
+    (RANDOM_16M, "onnx", "int4", 775_299_072, 9_177_252),
+    (RANDOM_16M, "onnx", "fp16", 897_191_936, 31_621_220),
     (RANDOM_16M, "onnx", "fp32", 839_938_048, 62_951_229),
     (RANDOM_16M, "onnx", "int8", 828_358_656, 16_263_862),
     (RANDOM_94M, "coreml", "fp32", 2_697_478_144, 378_115_316),
     (RANDOM_94M, "coreml", "int8", 2_771_066_880, 95_287_619),
-    (RANDOM_94M, "executorch", "fp32", 2_800_902_144, 453_184_512),
-    (RANDOM_94M, "executorch", "int8", 1_894_703_104, 114_006_656),
+    (RANDOM_94M, "executorch", "fp32", 2_800_902_144, None),
+    (RANDOM_94M, "executorch", "int8", 1_894_703_104, None),
     (RANDOM_94M, "onnx", "fp32", 2_103_427_072, 377_554_824),
     (RANDOM_94M, "onnx", "int8", 2_071_236_608, 97_402_003),
 ]
@@ -130,7 +139,7 @@ MEASURED = [
 
 @pytest.mark.parametrize(("facts", "target", "precision", "peak", "size"), MEASURED)
 def test_estimates_are_over_what_was_measured_by_at_most_half(
-    facts: ModelFacts, target: str, precision: str, peak: int, size: int
+    facts: ModelFacts, target: str, precision: str, peak: int, size: int | None
 ) -> None:
     assert 1 <= worker_peak_bytes(facts, target, precision, 512) / peak <= 1.5
-    assert 1 <= artifact_bytes(facts, target, precision) / size <= 1.5
+    assert size is None or 1 <= artifact_bytes(facts, precision) / size <= 1.5

@@ -78,7 +78,6 @@ def test_every_step_of_a_recipe_has_a_need_in_order() -> None:
     needs = step_needs(whole, facts, plan)
     names = ["compress" if name == "aimer" else name for name in step_names(whole)]
     assert [need.step for need in needs] == names
-    assert next(need for need in needs if need.step == "export") == plan.need
     assert all(need.memory_bytes >= need.own_bytes > 0 for need in needs)
 
 
@@ -89,3 +88,22 @@ def test_a_wider_dtype_and_a_larger_batch_need_more() -> None:
     assert wide["compress"].own_bytes > base["compress"].own_bytes
     large = {**WHOLE, "recover": {"objective": ["next_token"], "batch_size": 32}}
     assert needs_of(facts, **large)["recover"].own_bytes > 2 * base["recover"].own_bytes
+
+
+def test_what_a_run_holds_on_to_is_counted_in_every_later_step() -> None:
+    """Measured in one process: recovery of 2.8 M parameters, and two suites on two formats."""
+    facts = MEASURED[0].facts
+    memory = AvailableMemory(64 * 10**9, 64 * 10**9, "MemAvailable")
+    plan = plan_export(facts, ["executorch", "onnx"], ["fp32"], 512, memory=memory)
+    suites = [{"suite": "perplexity"}, {"suite": "mobile_mmlu", "data": "sample"}]
+    export = {"targets": ["executorch", "onnx"], "precisions": ["fp32"]}
+
+    def needs(**content: Any) -> dict[str, Need]:
+        whole = check_recipe({"version": 1, "export": export, "evaluate": suites, **content})
+        return {need.step: need for need in step_needs(whole, facts, plan)}
+
+    assert needs()["export"] == plan.need
+    trained = needs(compress=[{"method": "aimer"}], recover={"objective": ["next_token"]})
+    for step, peak in {"export": 572, "verify": 508, "evaluate": 848}.items():
+        assert 1 <= trained[step].own_bytes / (peak * MB) <= 1.5
+    assert trained["export"].memory_bytes > plan.need.memory_bytes

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mobilekit.core.errors import UsageError
-from mobilekit.runtime.base import TokenLogits, check_call
+from mobilekit.runtime.base import Cursor, TokenLogits, check_call
 from mobilekit.runtime.eager import EagerProgram
 from mobilekit.runtime.torch import TorchRuntime
 
@@ -92,3 +92,32 @@ def test_after_a_call_that_failed_only_what_is_before_it_counts() -> None:
         runtime.forward(np.array([1]), 1)
     with pytest.raises(UsageError, match="the cache holds 1 tokens"):
         runtime.forward(np.array([1]), 6)
+
+
+def test_a_torch_cache_that_a_failed_call_reached_in_part_is_cut_back(
+    tiny_qwen3: nn.Module,
+) -> None:
+    model = copy.deepcopy(tiny_qwen3)
+    runtime = TorchRuntime(model, context_length=T)
+    runtime.forward(np.array([1, 2, 3]), 0)
+    mlp: Any = model.get_submodule("model.layers.0.mlp")
+    hook = mlp.register_forward_hook(lambda *_: 1 / 0)  # layer 0 has its keys, layer 1 has not
+    with pytest.raises(ZeroDivisionError):
+        runtime.forward(np.array([4, 5]), 3)
+    hook.remove()
+    found = runtime.forward(np.array([6]), 3)
+    expected = TorchRuntime(model, context_length=T).forward(np.array([1, 2, 3, 6]), 0)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("is_recurrent", "held"), [(False, 3), (True, 0)])
+def test_a_running_state_counts_for_nothing_after_a_call_that_failed(
+    is_recurrent: bool, held: int
+) -> None:
+    cursor = Cursor(vocab_size=V, context_length=T, is_recurrent=is_recurrent)
+    with cursor.call(np.array([1, 2, 3]), 0):
+        pass
+    assert cursor.held == 3
+    with pytest.raises(ZeroDivisionError), cursor.call(np.array([4]), 3):
+        raise ZeroDivisionError
+    assert cursor.held == held
