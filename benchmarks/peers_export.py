@@ -12,7 +12,7 @@ process of its own; what failed says why, in the peer's own words.
   decode  our tokens/s divided by the peer's, each through its own runtime class (ours:
           mobilekit.runtime; ORTModelForCausalLM; ExecuTorchModelForCausalLM), new tokens one by
           one after a prompt; median of the rounds, in which the two processes take turns. Tiny
-          models measure what a call costs; the last class, 92 M parameters, what a token does.
+          models measure what a call costs; the last class, 67 M parameters, what a token does.
 
 Precisions: fp32 beside fp32; our .onnx int8 beside optimum-onnx's dynamic int8 (arm64, per
 channel); our .pte int4 beside optimum-executorch's 8da4w with a 4-bit embedding. The latter also
@@ -39,6 +39,7 @@ from mobilekit.models.tiny import TINY_MODELS
 
 # beyond this share of the largest logit, a float32 file is not the model any more
 WRONG = 1e-3
+LONGEST = 200  # characters of a reason in the notes; --json has all of it
 
 
 def tried(shop: Workshop, wanted: list[tuple[str, str, str]], jobs: int) -> list[dict[str, Any]]:
@@ -72,9 +73,11 @@ def _made(shop: Workshop, wanted: tuple[dict[str, Any], str]) -> dict[str, Any]:
 def shown(record: dict[str, Any], precision: str, notes: list[str]) -> str:
     """Return a side's part of the table; a reason becomes a numbered note."""
     if "reason" in record:
-        if record["reason"] not in notes:
-            notes.append(record["reason"])
-        return f"fails ({notes.index(record['reason']) + 1})"
+        reason = record["reason"]
+        note = reason if len(reason) <= LONGEST else reason[:LONGEST] + " …"
+        if note not in notes:
+            notes.append(note)
+        return f"fails ({notes.index(note) + 1})"
     error = f"{record['max_abs']:.0e}"
     if precision == "fp32" and record["max_abs"] > WRONG * record["reference_max_abs"]:
         error = f"**wrong** {record['max_abs']:.2f}"
@@ -111,7 +114,7 @@ def ratio(speed: dict[str, Any] | None, notes: list[str]) -> str:
 def title(model: str) -> str:
     """Return a class's name and, in brackets, the variant."""
     if model == LARGE:
-        return "`Qwen3ForCausalLM` (92 M)"
+        return "`Qwen3ForCausalLM` (67 M)"
     variant = model.partition("-")[2]
     return f"`{TINY_MODELS[model][0]}ForCausalLM`" + (f" ({variant})" if variant else "")
 

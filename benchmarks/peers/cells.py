@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -28,19 +29,19 @@ from . import NotInstalled, environment, surroundings
 from .older_config import older_spelling
 
 FOLDER = Path(__file__).parent
-# tiny models measure what a call costs; this one, 92 M parameters, what a token does
-LARGE = "qwen3-92m"
+# tiny models measure what a call costs; this one, 67 M parameters, what a token does
+LARGE = "qwen3-67m"
 _LARGE_SHAPE: dict[str, Any] = {
     "vocab_size": 16384,
     "hidden_size": 1024,
-    "num_hidden_layers": 6,
+    "num_hidden_layers": 4,
     "num_attention_heads": 16,
     "num_key_value_heads": 8,
     "head_dim": 64,
     "max_position_embeddings": 4096,
     "bos_token_id": 1,
     "eos_token_id": 0,
-    "widths": [3072] * 6,
+    "widths": [3072] * 4,
 }
 
 
@@ -189,8 +190,7 @@ class Workshop:
             except subprocess.TimeoutExpired:
                 return {"reason": f"export: stopped after {self.timeout:.0f} s"}
         if done.returncode or not answer.is_file():
-            last = record.with_suffix(".log").read_text().strip().splitlines()[-1:]
-            return {"reason": f"ended with code {done.returncode}: {' '.join(last)}"}
+            return {"reason": _death(job, done.returncode, record.with_suffix(".log"))}
         found: dict[str, Any] = json.loads(answer.read_text())
         return found
 
@@ -255,6 +255,15 @@ class Workshop:
             ratios = [b[key] / a[key] for a, b in zip(ours, theirs, strict=True)]
             found[f"{what}_ratio"] = statistics.median(ratios)
         return found
+
+
+def _death(job: dict[str, Any], code: int, log: Path) -> str:
+    """Say at which step a process died that could not say so itself, and its last words."""
+    out = Path(job["out"])
+    step = "run" if [*out.glob("*.onnx"), *out.glob("*.pte")] else "export"
+    how = signal.Signals(-code).name if code < 0 else f"code {code}"
+    last = log.read_text(errors="replace").strip().splitlines()[-1:]
+    return f"{step}: {how}: {' '.join(last)}"
 
 
 def _older_class(config: dict[str, Any]) -> dict[str, Any]:
