@@ -53,7 +53,8 @@ def tried(shop: Workshop, wanted: list[tuple[str, str, str]], jobs: int) -> list
     ):
         for cell in cells:  # before any process is: they are shared by several
             shop.prepare(cell["model"])
-        sides = [(cell, side) for cell in cells for side in ("theirs", "ours")]
+        # the peers' first: what they cannot do is the news
+        sides = [(cell, side) for side in ("theirs", "ours") for cell in cells]
         for (cell, side), record in zip(sides, pool.map(partial(_made, shop), sides), strict=True):
             cell[side] = record
             bar.advance(1, note=f"{cell['model']} {cell['peer']} {cell['precision']} {side}")

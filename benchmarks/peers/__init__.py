@@ -19,7 +19,7 @@ _OFFLINE = "hf_token=false"
 
 
 class NotInstalled(Exception):
-    """A peer's packages do not install here; the message is pip's own last word."""
+    """A peer's packages do not install here; the message is pip's own."""
 
 
 def surroundings(*, is_ours: bool) -> dict[str, str]:
@@ -43,7 +43,7 @@ def environment(work: Path, name: str, packages: list[str]) -> Path:
         done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
         if done.returncode:
             errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-            raise NotInstalled((errors or ["pip failed"])[-1])
+            raise NotInstalled((errors or ["pip failed"])[0])
         (folder / "ready").touch()
     return python
 

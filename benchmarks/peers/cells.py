@@ -165,10 +165,10 @@ class Workshop:
         path = Path(job["record"])
         if not path.is_file():
             try:
-                record = self._make(job, self._command(peer, "make", path, ours=ours))
-            except NotInstalled as error:
-                record = {"reason": f"install: {error}"}
-            atomic_write_json(path, record)
+                command = self._command(peer, "make", path, ours=ours)
+            except NotInstalled as error:  # not kept: another call may have more luck
+                return {"reason": f"install: {error}"}
+            atomic_write_json(path, self._make(job, command))
         found: dict[str, Any] = json.loads(path.read_text())
         return found
 
