@@ -9,6 +9,7 @@ import signal
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,7 +27,7 @@ from mobilekit.core.files import atomic_write_json, sha256_json
 from mobilekit.models.tiny import TINY_MODELS, write_byte_tokenizer
 
 from . import NotInstalled, environment, surroundings
-from .older_config import older_spelling
+from .older_config import candidate_spelling, older_spelling
 
 FOLDER = Path(__file__).parent
 # tiny models measure what a call costs; this one, 67 M parameters, what a token does
@@ -52,7 +53,7 @@ class Peer:
     Attributes:
         packages: What its environment is made of; torch is pinned to ours, else pip takes another.
         precisions: Of ours, those for which it has a counterpart.
-        reads_older: Whether its transformers reads only the older spelling of a configuration.
+        spelling: Of a configuration, as its transformers reads it.
     """
 
     name: str
@@ -60,7 +61,7 @@ class Peer:
     script: str
     packages: tuple[str, ...]
     precisions: tuple[str, ...]
-    reads_older: bool
+    spelling: Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def _torch() -> str:
@@ -74,7 +75,7 @@ PEERS = {
         "run_optimum_onnx.py",
         (_torch(), "optimum-onnx[onnxruntime]"),
         ("fp32", "int8"),
-        reads_older=True,
+        spelling=older_spelling,
     ),
     "optimum-executorch": Peer(
         "optimum-executorch",
@@ -82,7 +83,7 @@ PEERS = {
         "run_optimum_executorch.py",
         (_torch(), "optimum-executorch"),
         ("fp32", "int4"),
-        reads_older=False,
+        spelling=candidate_spelling,
     ),
 }
 
@@ -122,13 +123,12 @@ class Workshop:
 
     def prepare(self, model: str) -> None:
         """Write what both sides of a model start from."""
-        self.checkpoint(model, older=True)
+        for peer in PEERS.values():
+            self.respelled(model, peer)
         self.reference(model)
 
-    def checkpoint(self, model: str, *, older: bool = False) -> Path:
-        """Return a model's checkpoint; with ``older`` a copy that transformers 4 reads."""
-        if older:
-            return self._older(model)
+    def checkpoint(self, model: str) -> Path:
+        """Return a model's checkpoint, saved once."""
         if model != LARGE:
             return tiny_checkpoint(model, self.work)
         folder = self.work / f"checkpoint-{model}"
@@ -137,11 +137,12 @@ class Workshop:
             write_byte_tokenizer(folder)
         return folder
 
-    def _older(self, model: str) -> Path:
-        source, folder = self.checkpoint(model), self.work / f"checkpoint-{model}-older"
+    def respelled(self, model: str, peer: Peer) -> Path:
+        """Return a checkpoint of the same weights whose files a peer's transformers reads."""
+        source, folder = self.checkpoint(model), self.work / f"checkpoint-{model}-{peer.name}"
         if not folder.is_dir():
             shutil.copytree(source, folder, copy_function=os.link)
-            for name, change in (("config", older_spelling), ("tokenizer_config", _older_class)):
+            for name, change in (("config", peer.spelling), ("tokenizer_config", _older_class)):
                 file = folder / f"{name}.json"
                 changed = change(json.loads(file.read_text()))
                 file.unlink()  # it is a link to the original
@@ -198,7 +199,7 @@ class Workshop:
         asked, side = lengths(model), "ours" if ours else peer.name
         stem = f"{model}-{peer.target}-{precision}-{side}-{_digest(peer, ours=ours)}"
         return {
-            "checkpoint": str(self.checkpoint(model, older=peer.reads_older and not ours)),
+            "checkpoint": str(self.checkpoint(model) if ours else self.respelled(model, peer)),
             "out": str(self.work / stem),
             "record": str(self.work / f"{stem}.json"),
             "reference": str(self.reference(model)),

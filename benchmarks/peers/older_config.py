@@ -1,7 +1,7 @@
 """The ``config.json`` of transformers 5, spelled as transformers 4 reads it.
 
-Transformers 4 does not refuse ``rope_parameters``: it ignores them, and the model is silently
-another one. Whoever takes a checkpoint to such a tool has to write the older keys.
+Transformers 4 does not refuse ``rope_parameters`` or ``num_local_experts``: it ignores them, and
+the model is another one. Whoever takes a checkpoint to such a tool has to write the older keys.
 """
 
 from __future__ import annotations
@@ -9,9 +9,17 @@ from __future__ import annotations
 from typing import Any
 
 
+def candidate_spelling(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration that 5.0.0rc1 reads too: it has the rotary keys, not the experts'."""
+    if "num_local_experts" not in config:
+        return config
+    return {**config, "num_experts": config["num_local_experts"]}
+
+
 def older_spelling(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a configuration with ``rope_theta``, ``rope_scaling`` and ``torch_dtype``."""
-    older = {k: v for k, v in config.items() if k not in ("rope_parameters", "dtype")}
+    """Return a configuration with version 4's rotary keys, experts and dtype."""
+    older = candidate_spelling(config)
+    older = {k: v for k, v in older.items() if k not in ("rope_parameters", "dtype")}
     older["torch_dtype"] = config.get("dtype", "float32")
     rope = config.get("rope_parameters")
     if rope is None:
