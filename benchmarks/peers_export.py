@@ -8,6 +8,8 @@ process of its own; what failed says why, in the peer's own words.
 
   error   max |logit - eager's|, fp32 eager of transformers 5: the prompt's last token (fed at
           once) and each later token of the text (fed one by one through the cache)
+          fp32 beyond a thousandth of the largest logit is called wrong; beside it the error of
+          eager transformers in the peer's environment: an older one may read another model
   size    bytes of the model files
   decode  our tokens/s divided by the peer's, each through its own runtime class (ours:
           mobilekit.runtime; ORTModelForCausalLM; ExecuTorchModelForCausalLM), new tokens one by
@@ -57,6 +59,8 @@ def tried(shop: Workshop, wanted: list[tuple[str, str, str]], jobs: int) -> list
         sides = [(cell, side) for side in ("theirs", "ours") for cell in cells]
         for (cell, side), record in zip(sides, pool.map(partial(_made, shop), sides), strict=True):
             cell[side] = record
+            if side == "theirs" and is_wrong(record, cell["precision"]):
+                record["reading"] = shop.reading(cell["model"], PEERS[cell["peer"]])
             bar.advance(1, note=f"{cell['model']} {cell['peer']} {cell['precision']} {side}")
         for cell in cells:  # one at a time: nothing else may run beside them
             if not any("reason" in cell[side] for side in ("theirs", "ours")):
@@ -71,6 +75,13 @@ def _made(shop: Workshop, wanted: tuple[dict[str, Any], str]) -> dict[str, Any]:
     return shop.made(cell["model"], peer, cell["precision"], ours=side == "ours")
 
 
+def is_wrong(record: dict[str, Any], precision: str) -> bool:
+    """Tell a float32 file that is not the checkpoint's model."""
+    if "reason" in record or precision != "fp32":
+        return False
+    return bool(record["max_abs"] > WRONG * record["reference_max_abs"])
+
+
 def shown(record: dict[str, Any], precision: str, notes: list[str]) -> str:
     """Return a side's part of the table; a reason becomes a numbered note."""
     if "reason" in record:
@@ -80,8 +91,10 @@ def shown(record: dict[str, Any], precision: str, notes: list[str]) -> str:
             notes.append(note)
         return f"fails ({notes.index(note) + 1})"
     error = f"{record['max_abs']:.0e}"
-    if precision == "fp32" and record["max_abs"] > WRONG * record["reference_max_abs"]:
+    if is_wrong(record, precision):
         error = f"**wrong** {record['max_abs']:.2f}"
+        if "reading" in record:
+            error += f" (its eager: {record['reading']:.0e})"
     size = record["bytes"]
     return f"{error} · {f'{size / 1e6:.0f} MB' if size > 5e6 else f'{size / 1e3:.0f} kB'}"
 

@@ -195,6 +195,20 @@ class Workshop:
         found: dict[str, Any] = json.loads(answer.read_text())
         return found
 
+    def reading(self, model: str, peer: Peer) -> float:
+        """Return the error of eager transformers in the peer's environment: it may misread."""
+        python = self._pythons[peer.name]
+        command = [str(python), str(FOLDER / "run_eager.py"), str(self.respelled(model, peer))]
+        done = subprocess.run(
+            [*command, str(self.reference(model))],
+            check=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=surroundings(is_ours=False),
+        )
+        return float(done.stdout)
+
     def _job(self, model: str, peer: Peer, precision: str, *, ours: bool) -> dict[str, Any]:
         asked, side = lengths(model), "ours" if ours else peer.name
         stem = f"{model}-{peer.target}-{precision}-{side}-{_digest(peer, ours=ours)}"

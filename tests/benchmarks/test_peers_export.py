@@ -74,4 +74,5 @@ def test_a_float_file_far_from_eager_is_called_wrong(benchmark: Any) -> None:
     shown = benchmark("peers_export").shown
 
     assert shown(record(max_abs=0.5), "fp32", []).startswith("**wrong** 0.50")
+    assert "(its eager: 5e-01)" in shown(record(max_abs=0.5, reading=0.5), "fp32", [])
     assert not shown(record(max_abs=0.5), "int8", []).startswith("**wrong**")
