@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import statistics
 import subprocess
@@ -49,21 +48,19 @@ class Candidate:
     made_seconds: float | None = None
     made_peak_bytes: int | None = None
     note: str = ""
+    is_ours: bool = True
     rounds: list[dict[str, int]] = field(default_factory=list)
     process: Any = field(default=None, repr=False)
 
     def start(self, log: Path) -> None:
         """Start the process and wait until its model is loaded."""
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
-        if self.name.startswith(BASE):
-            environment.pop("PYTHONPATH")
         self.process = subprocess.Popen(
             self.command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log.open("w"),
             text=True,
-            env=environment,
+            env=peers.surroundings(is_ours=self.is_ours),
         )
         if self.process.stdout.readline().strip() != "ready":
             raise SystemExit(f"{self.name} did not start; see {log}")
@@ -157,7 +154,7 @@ def llama(args: argparse.Namespace, shape: dict[str, Any], *, is_pure: bool) -> 
         )
     command = [str(python), script, "run", str(path), str(CONTEXT), str(args.threads)]
     name = f"{BASE}, head too" if is_pure else BASE
-    return Candidate(name, command, file_bytes=path.stat().st_size)
+    return Candidate(name, command, file_bytes=path.stat().st_size, is_ours=False)
 
 
 def measure(items: list[Candidate], args: argparse.Namespace) -> None:

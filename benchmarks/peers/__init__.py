@@ -18,14 +18,32 @@ GENAI = "onnxruntime-genai==0.18.*"
 _OFFLINE = "hf_token=false"
 
 
+class NotInstalled(Exception):
+    """A peer's packages do not install here; the message is pip's own."""
+
+
+def surroundings(*, is_ours: bool) -> dict[str, str]:
+    """Return the environment of a process: our packages are not for a peer's Python."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return {**kept, "PYTHONPATH": os.pathsep.join(sys.path)} if is_ours else kept
+
+
 def environment(work: Path, name: str, packages: list[str]) -> Path:
-    """Return the Python of a virtual environment that has ``packages``."""
+    """Return the Python of a virtual environment that has ``packages``.
+
+    Raises:
+        NotInstalled: If pip cannot install them.
+    """
     folder = work / f"env-{name}"
     python = folder / "bin" / "python"
     if not (folder / "ready").is_file():
         console.status(f"making an environment for {name} ({', '.join(packages)}) …")
         venv.create(folder, with_pip=True, clear=True)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *packages], check=True)
+        command = [str(python), "-m", "pip", "install", "--quiet", *packages]
+        done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+        if done.returncode:
+            errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+            raise NotInstalled((errors or ["pip failed"])[0])
         (folder / "ready").touch()
     return python
 
