@@ -137,8 +137,13 @@ def candidates(args: argparse.Namespace, shape: dict[str, Any]) -> list[Candidat
 def llama(args: argparse.Namespace, shape: dict[str, Any], *, is_pure: bool) -> Candidate:
     """Return llama.cpp on a file of the same shape, as its tool makes it or all in Q4_0.
 
-    By itself the tool stores the embedding, which is the head too, as Q6_K.
+    By itself the tool stores the embedding, which is the head too, as Q6_K. llama.cpp refuses a
+    Qwen3 whose layers differ in width: it then runs one of their mean width, which has as many
+    weights.
     """
+    widths = shape["widths"]
+    mean = sum(widths) // len(widths)
+    shape = {**shape, "widths": [mean] * len(widths)}
     python = peers.environment(args.work, "llama", ["llama-cpp-python", "gguf", "numpy"])
     script = str(HERE / "peers" / "run_llama.py")
     path = args.work / f"{args.shape}-q4_0{'-pure' if is_pure else ''}.gguf"
@@ -154,6 +159,8 @@ def llama(args: argparse.Namespace, shape: dict[str, Any], *, is_pure: bool) -> 
         )
     command = [str(python), script, "run", str(path), str(CONTEXT), str(args.threads)]
     name = f"{BASE}, head too" if is_pure else BASE
+    if len(set(widths)) > 1:
+        name += f" (all {mean} wide)"
     return Candidate(name, command, file_bytes=path.stat().st_size, is_ours=False)
 
 
@@ -224,7 +231,7 @@ def main() -> None:
     finally:
         for item in items:
             item.stop()
-    base = next((item for item in items if item.name == BASE), items[0])
+    base = next((item for item in items if item.name.startswith(BASE)), items[0])
     console.emit(
         f"{args.shape}, {args.threads} threads, pp{args.prompt}, tg{args.new}, median of "
         f"{args.rounds} rounds; ratios to {base.name}; {platform.machine()}"
