@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from mobilekit.runtime.base import TokenLogits
 
-_QUANTIZER = "coremltools linear_symmetric: int8, one scale a row; int4, one scale for 32 of a row"
+_QUANTIZER = "int8: coremltools linear_symmetric a row; int4: groups of 32, scales searched"
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from mobilekit.core.errors import UnsupportedModelError
 from mobilekit.runtime.mil.layout import Array
 
-from .storage import GROUP, StoredLayer
+from .storage import StoredLayer, round_int4
 
 _HALF = "_to_fp16"  # what coremltools' fp16 pass adds to a constant's name
 _WEIGHT_OF = {"gather": "x", "linear": "weight"}  # operation → its argument
@@ -80,18 +81,21 @@ class Quantizer:
 def quantized(weight: NDArray[np.float16], precision: str) -> tuple[Array, Array]:
     """Return data of ``precision``, shape (O, I), and its scales, shape (O, 1) or (O, I / GROUP).
 
-    A group of zeros has scale 0 and data 0; coremltools would divide 0 by 0.
+    A row of zeros has scale 0 and data 0 in int8, where coremltools would divide 0 by 0.
     """
     from coremltools.converters.mil.mil import types
     from coremltools.optimize.coreml._quantization_passes import linear_quantize_weights
 
-    dtype, group = (types.int4, GROUP) if precision == "int4" else (types.int8, 0)
+    if precision == "int4":
+        codes, scales = round_int4(torch.from_numpy(weight))
+        return codes.flatten(1).numpy().astype(
+            types.nptype_from_builtin(types.int4)
+        ), scales.numpy()
     with np.errstate(divide="ignore", invalid="ignore"):
         made = linear_quantize_weights.blockwise_compress_by_dtype(
-            weight, dtype, "LINEAR_SYMMETRIC", [1, group]
+            weight, types.int8, "LINEAR_SYMMETRIC", [1, 0]
         )
-    size = weight.shape[1] // made.scale.shape[1]
-    made.data[np.repeat(made.scale == 0, size, axis=1)] = 0
+    made.data[np.repeat(made.scale == 0, weight.shape[1], axis=1)] = 0
     return made.data, made.scale
 
 

@@ -16,7 +16,7 @@ from mobilekit.schema.manifest import LayerPrecision
 
 from ..base import ExportSpec
 from .scheme import SCHEMES
-from .storage import GROUP, StoredLayer, stored_layers
+from .storage import StoredLayer, round_int4, stored_layers
 
 if TYPE_CHECKING:
     from mobilekit.runtime.base import TokenLogits
@@ -95,21 +95,22 @@ def store_(module: nn.Module, layers: Mapping[str, StoredLayer]) -> None:
 def stored_value(weight: Tensor, precision: LayerPrecision) -> Tensor:
     """Return what storage leaves of a parameter, in float32; shape (O, I) where not "float".
 
-    Source: coremltools ``quantize_weight_by_dtype``, linear_symmetric: the largest magnitude of a
-    row (int8) or group (int4) becomes the largest level. It scales in fp16, which a program's
-    weights are in by then.
+    Source, of int8: coremltools ``quantize_weight_by_dtype``, linear_symmetric: the largest
+    magnitude of a row becomes the largest level. It scales in fp16, which a program's weights are
+    in by then.
     """
     half = weight.detach().to(torch.float16)
     if precision == "float":
         return half.to(weight.dtype)
-    largest_level, group = (7, GROUP) if precision == "int4" else (127, weight.shape[1])
-    groups = half.view(weight.shape[0], -1, group)
+    if precision == "int4":
+        codes, scale = round_int4(half)
+        return (codes * scale.float().unsqueeze(-1)).half().float().view(weight.shape)
     # numpy's fp16 arithmetic rounds after every operation, and so does this
-    largest = groups.abs().amax(dim=-1, keepdim=True)
-    scale = (largest + largest) / (2 * largest_level)
-    levels = torch.round(groups / scale).clamp(-largest_level, largest_level)
+    largest = half.abs().amax(dim=-1, keepdim=True)
+    scale = (largest + largest) / (2 * 127)
+    levels = torch.round(half / scale).clamp(-127, 127)
     levels = torch.where(scale == 0, 0, levels).float()
-    return (levels * scale.float()).to(torch.float16).float().view(weight.shape)
+    return (levels * scale.float()).to(torch.float16).float()
 
 
 def round_to_fp16(value: Tensor) -> Tensor:

@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor
+
 from mobilekit.models.families import Program
 from mobilekit.schema.manifest import LayerPrecision
 
+from ...int4 import round_groups
 from ...precision import Precision, weight_layers
 
 if TYPE_CHECKING:
@@ -60,3 +64,8 @@ def undivided(program: Program, precision: Precision) -> list[str]:
 def _possible(wanted: LayerPrecision, module: nn.Linear | nn.Embedding) -> LayerPrecision:
     is_divisible = module.weight.shape[1] % GROUP == 0
     return "int8" if wanted == "int4" and not is_divisible else wanted
+
+
+def round_int4(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the codes (O, I / GROUP, GROUP) and fp16 scales (O, I / GROUP) of a weight (O, I)."""
+    return round_groups(weight, GROUP, torch.float16, is_signed=False)
