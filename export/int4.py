@@ -54,7 +54,8 @@ def round_groups(
     parts = []
     for part in torch.split(weight.detach(), rows):
         padded = F.pad(part.float(), (0, -part.shape[1] % group))
-        parts.append(_round(padded.unflatten(1, (-1, group)), scale_dtype, is_signed=is_signed))
+        groups = padded.view(part.shape[0], -1, group)
+        parts.append(_round(groups, scale_dtype, is_signed=is_signed))
     codes, scales = (torch.cat(part) for part in zip(*parts, strict=True))
     if not scales.isfinite().all():
         raise InvalidInputError(

@@ -43,15 +43,16 @@ class ToShippedOperators(ToOutVarPass):  # type: ignore[misc]
             if _operator(node) in shipped:
                 node.target, node.args = shipped[_operator(node)], node.args[:1]
         graph_module.recompile()
-        return super().call(graph_module)
+        return super().call(graph_module)  # type: ignore[no-any-return]
 
 
 def take_experts(module: nn.Module) -> dict[str, Expert]:
     """Take the experts out of a program that is to be captured; return them by path."""
-    taken = {}
+    taken: dict[str, Expert] = {}
     for block in module.modules():
         if isinstance(block, SparseExperts):
             for number, expert in enumerate(block.experts):
+                assert isinstance(expert, Expert)
                 taken[expert_path(block.path, number)] = expert
             block.experts = nn.ModuleList()
     return taken
@@ -152,7 +153,7 @@ def _with_weights(
     program: ExportedProgram, names: dict[str, str], weights: _Weights
 ) -> ExportedProgram:
     """Return the program with other weights of the same shapes; the graph is shared."""
-    state = {
+    state: dict[str, Tensor | nn.Parameter] = {
         key: nn.Parameter(weights[names[key]], requires_grad=False) for key in program.state_dict
     }
     return ExportedProgram(

@@ -84,6 +84,8 @@ class SparseExperts(nn.Module):
         path: Where that is in the program.
     """
 
+    expert_ids: Tensor
+
     def __init__(self, moe: StaticMoE, path: str) -> None:
         super().__init__()
         self.path = path
@@ -104,7 +106,7 @@ class SparseExperts(nn.Module):
         value, index = torch.topk(scores, self.top_k, dim=-1)  # (S, k)
         if self.normalize:
             value = value / value.sum(dim=-1, keepdim=True)
-        sent = (index.unsqueeze(-1) == self.expert_ids).sum(dim=-2)  # (S, E), 0 or 1
+        sent = torch.eq(index.unsqueeze(-1), self.expert_ids).sum(dim=-2)  # (S, E), 0 or 1
         made = self._made(tokens, sent, _places(sent, index))  # (S·k, D)
         made = made.view(-1, self.top_k, tokens.shape[-1])
         return torch.bmm(value.unsqueeze(1), made).view(1, -1, tokens.shape[-1])

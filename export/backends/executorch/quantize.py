@@ -49,7 +49,7 @@ class QuantizedEmbedding(nn.Module):
             return rows.float() * scales.unsqueeze(-1)
         low, high = (rows & 0xF).float() - 8.0, (rows >> 4).float() - 8.0
         values = torch.stack([low, high], dim=-1).flatten(-2)
-        groups = values.unflatten(-1, (scales.shape[-1], -1))
+        groups = values.view(*values.shape[:-1], scales.shape[-1], -1)
         return (groups * scales.unsqueeze(-1)).flatten(-2)
 
     def _by_operator(self, tokens: Tensor) -> Tensor:
