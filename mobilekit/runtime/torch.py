@@ -70,7 +70,8 @@ class TorchRuntime:
         elif not self._cursor.is_recurrent:  # which can only go on
             layers: Any = self._cache.layers
             for layer in layers:  # of several lengths, after a call that failed
-                layer.crop(position - layer.get_seq_length())
+                if (excess := layer.get_seq_length() - position) > 0:
+                    layer.crop(-excess)  # a negative count: so many positions go
 
     @torch.inference_mode()
     def full_logits(self, tokens: Tokens) -> Logits:
