@@ -17,9 +17,10 @@ from mobilekit.export.backends.executorch.weights import read_pte, stored_consta
 from mobilekit.export.precision import Precision
 from torch import nn
 
-from mobilekit.core.errors import InvalidInputError
+from mobilekit.core.errors import InvalidInputError, UnsupportedModelError
 from mobilekit.models.families import family_of
 from mobilekit.models.modules.static_moe import StaticMoE
+from mobilekit.models.tiny import make_tiny
 from mobilekit.runtime.executorch import ExecutorchRuntime
 from mobilekit.runtime.torch import TorchRuntime
 
@@ -99,6 +100,16 @@ def dense_fp32(tiny_qwen3: nn.Module, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="module")
+def moe_fp16(moe_model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return _lower(moe_model, "fp16", tmp_path_factory.mktemp("moe_fp16"))
+
+
+@pytest.fixture(scope="module")
+def dense_fp16(tiny_qwen3: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return _lower(tiny_qwen3, "fp16", tmp_path_factory.mktemp("dense_fp16"))
+
+
+@pytest.fixture(scope="module")
 def dense_int8(tiny_qwen3: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return _lower(tiny_qwen3, "int8", tmp_path_factory.mktemp("dense_int8"))
 
@@ -162,6 +173,43 @@ def test_int8_is_close_to_quantized_eager(moe_int8: Artifact) -> None:
 
 def test_int4_is_close_to_quantized_eager(moe_int4: Artifact) -> None:
     _assert_close(moe_int4, own_error=0.05)
+
+
+def test_fp16_is_close_to_half_precision_eager(dense_fp16: Artifact) -> None:
+    expected, logits = _both(dense_fp16.reference(), dense_fp16.runtime())
+    assert np.abs(expected - logits).max() <= 0.01  # logits reach 3 here
+    exact, _ = _both(TorchRuntime(dense_fp16.model, T), dense_fp16.runtime())
+    assert 1e-5 <= np.abs(exact - logits).max() <= 0.02
+    c = dense_fp16.model.config
+    layer = (2 * c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim * c.hidden_size
+    layer += 3 * c.hidden_size * c.intermediate_size
+    norms = c.head_dim, c.hidden_size  # all ones, and equal constants are stored once
+    weights = c.num_hidden_layers * layer + c.vocab_size * c.hidden_size + sum(norms)
+    assert dense_fp16.lowered.weights.bytes_by_dtype == {"float16": 2 * weights}
+    assert dense_fp16.lowered.settings["delegates"] <= 5 * 2
+    (program,) = dense_fp16.lowered.programs.values()
+    assert {(s.dtype, s.shape) for s in program.states} == {
+        ("float32", (1, T, c.num_key_value_heads, c.head_dim))
+    }
+    assert "no float16" in str(dense_fp16.diagnose(dense_fp16.model))
+
+
+def test_experts_in_half_precision(moe_fp16: Artifact) -> None:
+    expected, logits = _both(moe_fp16.reference(), moe_fp16.runtime())
+    assert np.abs(expected - logits).max() <= 0.01
+    quantized, kept = _moe_parameter_counts(moe_fp16.model)
+    c = moe_fp16.model.config
+    routers = c.num_hidden_layers * c.num_experts * c.hidden_size
+    stored = moe_fp16.lowered.weights.bytes_by_dtype
+    assert stored["float32"] == 4 * routers
+    assert stored["float16"] <= 2 * (quantized + kept - routers)  # norms are equal, and stored once
+    assert moe_fp16.lowered.weights.share_at_precision >= 0.95
+
+
+def test_a_running_state_has_no_half_precision() -> None:
+    model = make_tiny("mamba2")
+    with pytest.raises(UnsupportedModelError, match="no half precision for a running state"):
+        EXECUTORCH.reference(model, family_of(model), ExportSpec(Precision("fp16"), T))
 
 
 def _moe_parameter_counts(model: Any) -> tuple[int, int]:

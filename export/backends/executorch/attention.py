@@ -55,7 +55,8 @@ class InPlaceDecoder(ResidentDecoder):
         super().__init__(program.model, program.context_length)
         self._causal = causal
         for name, buffer in self.named_buffers(recurse=False):
-            setattr(self, name, buffer.transpose(1, 2).contiguous())  # (1, T, H, Dh)
+            # (1, T, H, Dh); in half precision the kernel takes ten times as long
+            setattr(self, name, buffer.transpose(1, 2).contiguous().float())
         _attend_by(self, NAME)
 
     def forward(self, tokens: Tensor, input_pos: Tensor) -> Tensor:
@@ -66,7 +67,7 @@ class InPlaceDecoder(ResidentDecoder):
             start + tokens.shape[1] <= self.context_length
         )
         with _in_call(_Call(start, self._causal)):
-            return super().forward(tokens, input_pos)
+            return super().forward(tokens, input_pos).float()
 
     def write(
         self, layer: int, positions: Tensor, key: Tensor, value: Tensor
@@ -74,8 +75,8 @@ class InPlaceDecoder(ResidentDecoder):
         """Write a layer's new states, each (1, H, S, Dh); return its cache, (1, T, H, Dh) each."""
         keys, values = getattr(self, f"k{layer}"), getattr(self, f"v{layer}")
         start = _call.get().start
-        torch.ops.llama.update_cache(key.transpose(1, 2), keys, start)
-        torch.ops.llama.update_cache(value.transpose(1, 2), values, start)
+        torch.ops.llama.update_cache(key.transpose(1, 2).float(), keys, start)
+        torch.ops.llama.update_cache(value.transpose(1, 2).float(), values, start)
         return keys, values
 
 
@@ -95,19 +96,20 @@ def attention(
     Args:
         module: The attention module.
         query: Shape (1, H, S, Dh).
-        key: The layer's cache of keys, shape (1, T, Hk, Dh), H a multiple of Hk.
-        value: The layer's cache of values, shape (1, T, Hk, Dh).
+        key: The layer's cache of keys, shape (1, T, Hk, Dh), float32, H a multiple of Hk.
+        value: The layer's cache of values, shape (1, T, Hk, Dh), float32.
         attention_mask: Shape (1, 1, S, T), bool, true where visible; each row has one true.
         scaling: Factor of the scores.
         softcap: Bound of the scores, softly enforced, or ``None``.
         unused: What else the models hand to an attention (dropout, sliding window); the mask
             says all of it for a program in eval mode.
     """
-    call = _call.get()
+    call, dtype = _call.get(), query.dtype
+    query = query.float()
     if softcap is not None:
-        return grouped_attention(
-            query, key, value, _additive(attention_mask), scaling, softcap
-        ), None
+        bias = _additive(attention_mask)
+        output = grouped_attention(query, key, value, bias, scaling, softcap)
+        return output.to(dtype), None
     if id(module) in call.causal:
         start, mask = call.start, None
     else:
@@ -115,7 +117,7 @@ def attention(
     output = torch.ops.llama.custom_sdpa(
         query.transpose(1, 2), key, value, start, mask, 0.0, mask is None, scaling
     )
-    return output, None
+    return output.to(dtype), None
 
 
 def grouped_attention(

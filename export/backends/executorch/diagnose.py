@@ -25,6 +25,7 @@ from mobilekit.runtime.executorch import METHOD, load_program
 # Largest error of a sound layer's hidden state, as a share of its norm. Measured on the embedded
 # model and on random ones: fp32 up to 1e-6, int8 up to 0.006.
 _RELATIVE = {"fp32": 1e-4, "int8": 0.05, "int4": 0.05}
+NOT_LOCATED = "not located: ExecuTorch's tracer records no float16 tensors"
 _TAPPED_TOKENS = 16  # enough to see a fault, few enough to record everything
 _TRACE_BYTES = 1 << 26
 
@@ -42,8 +43,11 @@ def first_diverging_layer(
 
     Returns:
         The layer's path in the model; the path of what comes before the first layer if that
-        layer's input is wrong already; ``None`` if no layer diverges.
+        layer's input is wrong already; ``None`` if no layer diverges; for a file in half
+        precision, that it cannot be told.
     """
+    if precision == "fp16":
+        return NOT_LOCATED
     fixed = program.inputs[0].shape[1]
     longest = fixed if isinstance(fixed, int) else int(program.dynamic_shapes["tokens"][1].max)
     ids = torch.tensor([tokens[: min(_TAPPED_TOKENS, longest)]])

@@ -115,7 +115,8 @@ def expert_lowering(longest: int) -> Callable[[Expert], LoweredBackendModule]:
 
 
 def _lower_one(expert: Expert, longest: int) -> LoweredBackendModule:
-    example = torch.zeros(3, expert.gate_up.in_features)
+    linear = expert.gate_up
+    example = torch.zeros(3, linear.in_features, dtype=linear.weight.dtype)
     rows = torch.export.Dim("rows", min=0, max=longest)
     captured = torch.export.export(expert, (example,), dynamic_shapes=({0: rows},), strict=False)
     edge = to_edge_transform_and_lower(

@@ -102,14 +102,15 @@ class SparseExperts(nn.Module):
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Return the block's output, shape (1, S, D) like its input."""
         tokens = hidden_states[0]  # (S, D)
-        scores = F.softmax(self.router(tokens), dim=-1, dtype=torch.float32)
+        scores = F.softmax(self.router(tokens.float()), dim=-1)  # the router is float32 always
         value, index = torch.topk(scores, self.top_k, dim=-1)  # (S, k)
         if self.normalize:
             value = value / value.sum(dim=-1, keepdim=True)
         sent = torch.eq(index.unsqueeze(-1), self.expert_ids).sum(dim=-2)  # (S, E), 0 or 1
         made = self._made(tokens, sent, _places(sent, index))  # (S·k, D)
         made = made.view(-1, self.top_k, tokens.shape[-1])
-        return torch.bmm(value.unsqueeze(1), made).view(1, -1, tokens.shape[-1])
+        mixed = torch.bmm(value.unsqueeze(1), made.float()).to(tokens.dtype)
+        return mixed.view(1, -1, tokens.shape[-1])
 
     def _made(self, tokens: Tensor, sent: Tensor, places: Tensor) -> Tensor:
         """Return what the experts make of the tokens sent to them, a token's k rows together."""

@@ -8,7 +8,12 @@ import torch
 from executorch.backends.xnnpack.operators.node_visitor import NodeVisitor, register_node_visitor
 from executorch.backends.xnnpack.partition import config as xnnpack
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-from executorch.backends.xnnpack.serialization.xnnpack_graph_schema import XNNStaticSlice, XNode
+from executorch.backends.xnnpack.serialization.xnnpack_graph_schema import (
+    XNNConvert,
+    XNNStaticSlice,
+    XNode,
+)
+from executorch.backends.xnnpack.utils.utils import is_param_node
 from executorch.exir.backend.compile_spec_schema import CompileSpec
 from executorch.exir.backend.partitioner import DelegationSpec
 from torch.export import ExportedProgram
@@ -85,6 +90,37 @@ class OpenSliceVisitor(NodeVisitor):  # type: ignore[misc]
 
 register_node_visitor(OpenSliceVisitor)
 
+
+class ConversionConfig(xnnpack.ToDimOrderCopyConfig):  # type: ignore[misc]
+    """Conversions between float16 and float32, which norms in half precision are full of."""
+
+    def check_constraints(self, node: torch.fx.Node, ep: ExportedProgram) -> bool:
+        """Tell whether :class:`ConversionVisitor` can write ``node``."""
+        source: Any = node.args[0]
+        before, after = source.meta["val"], node.meta["val"]
+        return (
+            {before.dtype, after.dtype} == {torch.float16, torch.float32}
+            and before.dim_order() == after.dim_order()
+            and not is_param_node(ep, source)
+        )
+
+
+class ConversionVisitor(NodeVisitor):  # type: ignore[misc]
+    """Writes a conversion; ExecuTorch has the operator, but no visitor for it."""
+
+    target = "dim_order_ops._to_dim_order_copy.default"
+
+    def define_node(
+        self, node: torch.fx.Node, xnn_graph: Any, vals_to_ids: dict[Any, int], debug_handle: int
+    ) -> None:
+        """Append the node to the graph."""
+        self.define_nodes_tensor_inputs_outputs(node, xnn_graph, vals_to_ids)
+        ids = {"input_id": vals_to_ids[node.args[0]], "output_id": vals_to_ids[node]}
+        xnn_graph.xnodes.append(XNode(XNNConvert(**ids, flags=0), debug_handle))
+
+
+register_node_visitor(ConversionVisitor)
+
 # Only operators whose XNNPACK form needs none of the passes that LINEAR_ONLY leaves out (channels
 # last, batch norm, padding, up-sampling, concatenations of more than five, pooling).
 _CONFIGS = [
@@ -114,6 +150,7 @@ _CONFIGS = [
     xnnpack.TanhConfig,
     xnnpack.ViewCopyConfig,
     OpenSliceConfig,
+    ConversionConfig,
     ShortCatConfig,
 ]
 # with this compile spec XNNPACK's preprocessing runs its linear pass only, not all seventeen

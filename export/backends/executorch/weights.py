@@ -46,7 +46,7 @@ _SCALAR_DTYPES = {
     "BFLOAT16": "bfloat16",
 }
 _STORAGE_BITS = {"int4": 4, "int8": 8, "uint8": 8, "float16": 16, "bfloat16": 16}
-_PRECISION_DTYPE = {"fp32": "float32", "int8": "int8", "int4": "int4"}
+_PRECISION_DTYPE = {"fp32": "float32", "fp16": "float16", "int8": "int8", "int4": "int4"}
 
 
 @dataclass(frozen=True)

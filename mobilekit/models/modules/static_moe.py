@@ -61,7 +61,8 @@ class StaticMoE(nn.Module):
 
     def routing_weights(self, hidden_states: Tensor) -> Tensor:
         """Return the weight of every expert, shape (B, S, E), zero where it was not chosen."""
-        probabilities = F.softmax(self.router(hidden_states), dim=-1, dtype=torch.float32)
+        scores = self.router(hidden_states.to(self.router.weight.dtype))
+        probabilities = F.softmax(scores, dim=-1, dtype=torch.float32)
         value, index = torch.topk(probabilities, self.top_k, dim=-1)  # (B, S, k)
         if self.normalize:
             value = value / value.sum(dim=-1, keepdim=True)

@@ -1,0 +1,38 @@
+"""Weights and activations in float16; positions, norms, attention and routers in float32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from mobilekit.models.families import Program
+
+
+def halve_(program: Program) -> None:
+    """Convert a program's weights and states to float16 in place; its logits stay float32.
+
+    Rotary frequencies and other constants stay float32: rounded, they would be wrong by whole
+    radians at the end of a long context. Routers stay float32: their choice would flip.
+
+    Args:
+        program: A program whose module shares no modules (it may share tensors) with the caller's
+            model.
+    """
+    module: Any = program.module
+    halves: dict[int, nn.Parameter] = {}
+    routers = {id(m.router) for m in module.modules() if hasattr(m, "router")}
+    for child in [m for m in module.modules() if id(m) not in routers]:
+        for name, weight in list(child.named_parameters(recurse=False)):
+            if weight.is_floating_point():
+                half = halves.setdefault(
+                    id(weight), nn.Parameter(weight.detach().half(), requires_grad=False)
+                )
+                setattr(child, name, half)
+    for state in program.states:
+        setattr(module, state.name, getattr(module, state.name).half())
+    module.register_forward_hook(_to_float)
+
+
+def _to_float(_module: nn.Module, _inputs: Any, logits: Tensor) -> Tensor:
+    return logits.float()
