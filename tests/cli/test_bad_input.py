@@ -70,10 +70,6 @@ def test_a_path_where_nothing_is(
         (["compress", "MOE", "--out", "new"], "either --method or --plan"),
         (["export", "MOE", "--out", "new", "--target", "onxx"], "did you mean 'onnx'?"),
         (["export", "MOE", "--out", "new", "--precision", "int9"], "Known precisions: fp32"),
-        (
-            ["export", "MOE", "--out", "new", "--precision", "fp16"],
-            "without executorch: --target onnx --target coreml --precision fp16",
-        ),
         (["export", "MOE", "--out", "new", "--context-length", "4096"], "of 8 to 128"),
         (["evaluate", "MOE", "--suite", "perplexty"], "did you mean 'perplexity'?"),
         (["evaluate", "MOE", "--set", "max_token=5"], "did you mean 'max_tokens'?"),
