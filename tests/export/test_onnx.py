@@ -138,8 +138,8 @@ def test_fp16_stores_halves_and_equals_its_reference(
     moe_fp16: Artifact, moe_fp32: Artifact
 ) -> None:
     weights = moe_fp16.lowered.weights
-    assert weights.share_at_precision == 1.0
-    assert set(weights.bytes_by_dtype) == {"float16"}
+    assert weights.share_at_precision >= 0.98
+    assert set(weights.bytes_by_dtype) == {"float16", "float32"}  # norms
     assert moe_fp16.path.stat().st_size < 0.6 * moe_fp32.path.stat().st_size
     tokens = _tokens(T)
     same = ONNX.reference(moe_fp16.model, family_of(moe_fp16.model), moe_fp16.spec)

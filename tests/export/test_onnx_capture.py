@@ -11,13 +11,19 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from mobilekit.export.backends.onnx import norms, rotary
+from mobilekit.export.backends.base import ExportSpec
+from mobilekit.export.backends.onnx import ONNX, norms, rotary
 from mobilekit.export.backends.onnx.attention import AttentionRun, group_query_attention
+from mobilekit.export.precision import Precision
 from torch import Tensor, nn
 from transformers.models.gemma3 import modeling_gemma3
 from transformers.models.llama import modeling_llama
 from transformers.models.phi3 import modeling_phi3
 from transformers.models.qwen3 import modeling_qwen3
+
+from mobilekit.models.families import family_of
+from mobilekit.models.tiny import make_tiny
+from mobilekit.runtime.onnx import OnnxRuntime
 
 T, HEADS, KV_HEADS, HEAD_DIM = 24, 4, 2, 16
 
@@ -176,3 +182,15 @@ def test_tables_hold_what_the_rotary_module_computes() -> None:
     for found, expected in zip(tables(probe, ids), module(probe, ids), strict=True):
         torch.testing.assert_close(found, expected)
     assert math.prod(tables.cos0.shape) == T * 8
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "phi3"])
+def test_half_precision_rounds_what_the_reference_rounds(name: str, tmp_path: Path) -> None:
+    """Norms by 1 + weight, tables of a partial rotation, a rotation for each kind of layer."""
+    model = make_tiny(name)
+    family, spec = family_of(model), ExportSpec(Precision("fp16"), 32)
+    (file, *_) = ONNX.lower(model, family, spec, tmp_path).files
+    tokens = np.arange(1, 13)
+    runtime = OnnxRuntime(tmp_path / file, context_length=32, vocab_size=model.config.vocab_size)
+    expected = ONNX.reference(model, family, spec).forward(tokens, 0)
+    np.testing.assert_allclose(runtime.forward(tokens, 0), expected, atol=1e-4)

@@ -13,11 +13,14 @@ from mobilekit.core.errors import InvalidInputError
 if TYPE_CHECKING:
     from mobilekit.models.families import Program
 
-_TABLE_INPUTS = (7, 8)  # of GroupQueryAttention: cos and sin, which are no weights
+# operators that read cos and sin, which are no weights, and by which inputs
+_TABLE_INPUTS = {"GroupQueryAttention": (7, 8), "GatherND": (0,)}
 
 
 def halve(model: ir.Model) -> None:
-    """Store every float32 weight of ``model`` as float16 behind a ``Cast``, in place.
+    """Store the float32 weights of ``model`` as float16 behind a ``Cast``, in place.
+
+    Vectors stay as they are: they are a few bytes, and the graph may hold a norm's 1 + weight.
 
     Raises:
         InvalidInputError: If a weight exceeds half precision.
@@ -25,11 +28,12 @@ def halve(model: ir.Model) -> None:
     tables = {
         node.inputs[index]
         for node in model.graph
-        if node.op_type == "GroupQueryAttention" and len(node.inputs) > max(_TABLE_INPUTS)
-        for index in _TABLE_INPUTS
+        for index in _TABLE_INPUTS.get(node.op_type, ())
+        if index < len(node.inputs)
     }
     for value in list(model.graph.initializers.values()):
-        if value.dtype != ir.DataType.FLOAT or value in tables or not value.uses():
+        is_weight = value.dtype == ir.DataType.FLOAT and value not in tables and value.uses()
+        if not is_weight or value.shape is None or len(value.shape) < 2:
             continue
         _halve_one(model.graph, value)
 
@@ -56,10 +60,12 @@ def _halve_one(graph: ir.Graph, value: ir.Value) -> None:
 
 
 def round_to_half(program: Program) -> None:
-    """Round the parameters of a program's private copy to half precision, still float32."""
+    """Round the weights of a program's private copy to half precision, still float32."""
     rounded: dict[int, nn.Parameter] = {}  # a tied weight stays tied
     for module in program.module.modules():
         for name, weight in list(module.named_parameters(recurse=False)):
+            if weight.dim() < 2:
+                continue
             if id(weight) not in rounded:
                 halved = weight.detach().half().float()
                 rounded[id(weight)] = nn.Parameter(halved, requires_grad=False)

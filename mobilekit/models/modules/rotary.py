@@ -71,8 +71,8 @@ class OrderedRotary(nn.Module):
         self.rotary = rotary
         self._ready: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def forward(self, x: Tensor, position_ids: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-        """Return cos and sin of ``kind``, each (1, S, Dh); every call asks once for each kind."""
+    def forward(self, x: Tensor, position_ids: Tensor, layer_type: str) -> tuple[Tensor, Tensor]:
+        """Return cos and sin of a kind, each (1, S, Dh); every call asks once for each kind."""
         if not self._ready:
             self._ready = {k: self.rotary(x, position_ids, k) for k in self.rotary.layer_types}
-        return self._ready.pop(kind)
+        return self._ready.pop(layer_type)
