@@ -17,7 +17,7 @@ from mobilekit.export.backends.executorch.weights import read_pte, stored_consta
 from mobilekit.export.precision import Precision
 from torch import nn
 
-from mobilekit.core.errors import InvalidInputError, UnsupportedModelError
+from mobilekit.core.errors import InvalidInputError
 from mobilekit.models.families import family_of
 from mobilekit.models.modules.static_moe import StaticMoE
 from mobilekit.models.tiny import make_tiny
@@ -206,10 +206,27 @@ def test_experts_in_half_precision(moe_fp16: Artifact) -> None:
     assert moe_fp16.lowered.weights.share_at_precision >= 0.95
 
 
-def test_a_running_state_has_no_half_precision() -> None:
-    model = make_tiny("mamba2")
-    with pytest.raises(UnsupportedModelError, match="no half precision for a running state"):
-        EXECUTORCH.reference(model, family_of(model), ExportSpec(Precision("fp16"), T))
+@pytest.mark.parametrize("residual_in_fp32", [True, False])
+def test_a_running_state_stays_float32(residual_in_fp32: bool, tmp_path: Path) -> None:
+    model: Any = make_tiny("mamba2")
+    for block in model.backbone.layers:
+        block.residual_in_fp32 = residual_in_fp32
+    artifact = _lower(model, "fp16", tmp_path)
+    expected, logits = _both(artifact.reference(), artifact.runtime())
+    assert np.abs(expected - logits).max() <= 0.01  # logits reach 4 here
+    exact, logits = _both(TorchRuntime(model, T), artifact.runtime())
+    assert 1e-4 <= np.abs(exact - logits).max() <= 0.03
+    (program,) = artifact.lowered.programs.values()
+    assert {state.dtype for state in program.states} == {"float32"}
+    vectors = 0  # of the recurrences: a tap's weights and bias, step bias, skip and rate a head
+    for block in model.backbone.layers:
+        mixer = block.mixer
+        vectors += mixer.conv1d.weight.numel() + mixer.conv1d.bias.numel() + 3 * mixer.num_heads
+    parameters = sum(p.numel() for p in model.parameters())  # tied ones once
+    assert artifact.lowered.weights.bytes_by_dtype == {
+        "float16": 2 * (parameters - vectors),
+        "float32": 4 * vectors,
+    }
 
 
 def _moe_parameter_counts(model: Any) -> tuple[int, int]:

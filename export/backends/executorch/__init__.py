@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mobilekit.core.errors import UnsupportedModelError
 from mobilekit.core.optional import require
 from mobilekit.models.families import Family, Phase, Program, StateForm
 from mobilekit.schema.manifest import ProgramRecord, RuntimeRequirement, TensorSpec, Tolerance
@@ -121,7 +120,7 @@ class ExecutorchBackend:
 _DYNAMIC = "torchao: linears {} with int8 dynamic activations per token, embedding {}; routers fp32"
 _SCHEMES = {
     "fp32": None,
-    "fp16": "weights and activations float16; norms, attention and routers float32",
+    "fp16": "weights and activations float16; norms, attention, recurrences and routers float32",
     "int8": _DYNAMIC.format("int8 per output channel", "int8 per row"),
     "int4": _DYNAMIC.format("int4 in groups of 32 inputs, scales searched", "the same"),
 }
@@ -133,18 +132,8 @@ def _program(model: nn.Module, family: Family, spec: ExportSpec) -> Program:
     if spec.precision.name == "fp16":
         from .half import halve_
 
-        _refuse_recurrent(program)
         halve_(program)
     return program
-
-
-def _refuse_recurrent(program: Program) -> None:
-    if program.is_recurrent:
-        raise UnsupportedModelError(
-            "ExecuTorch has no half precision for a running state: XNNPACK does not take all "
-            "linears of its programs in float16",
-            hint="Export it in fp32, int8 or int4, or in fp16 to another target.",
-        )
 
 
 def _prepared(model: nn.Module, family: Family, spec: ExportSpec) -> tuple[Program, list[str]]:

@@ -1,4 +1,4 @@
-"""Weights and activations in float16; positions, norms, attention and routers in float32."""
+"""Weights, activations in float16; positions, norms, attention, recurrences, routers in float32."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from mobilekit.models.families import Program
+from mobilekit.models.modules.mamba2 import Mamba2Step
 
 
 def halve_(program: Program) -> None:
-    """Convert a program's weights and states to float16 in place; its logits stay float32.
+    """Convert a program's weights and caches to float16 in place; its logits stay float32.
 
     Rotary frequencies and other constants stay float32: rounded, they would be wrong by whole
-    radians at the end of a long context. Routers stay float32: their choice would flip.
+    radians at the end of a long context. Routers stay float32, or their choice would flip; so do
+    recurrences, their vectors and running states, which sum over the whole text.
 
     Args:
         program: A program whose module shares no modules (it may share tensors) with the caller's
@@ -21,15 +23,16 @@ def halve_(program: Program) -> None:
     """
     module: Any = program.module
     halves: dict[int, nn.Parameter] = {}
-    routers = {id(m.router) for m in module.modules() if hasattr(m, "router")}
-    for child in [m for m in module.modules() if id(m) not in routers]:
+    whole = {id(m.router) for m in module.modules() if hasattr(m, "router")}
+    whole |= {id(m) for m in module.modules() if isinstance(m, Mamba2Step)}  # not its linears
+    for child in [m for m in module.modules() if id(m) not in whole]:
         for name, weight in list(child.named_parameters(recurse=False)):
             if weight.is_floating_point():
                 half = halves.setdefault(
                     id(weight), nn.Parameter(weight.detach().half(), requires_grad=False)
                 )
                 setattr(child, name, half)
-    for state in program.states:
+    for state in () if program.is_recurrent else program.states:
         setattr(module, state.name, getattr(module, state.name).half())
     module.register_forward_hook(_to_float)
 

@@ -62,9 +62,12 @@ class Mamba2Step(nn.Module):
     def forward(self, hidden_states: Tensor, cache: RunningStates, *_: Any, **__: Any) -> Tensor:
         """Return the mixer's output, (1, 1, D) like its input, and replace its states."""
         gate, mixed, time = self.in_proj(hidden_states).split(self.widths, dim=-1)
+        # a running state sums over the whole text, so it may be float32 where weights are not
+        mixed, time = mixed.to(self.rate.dtype), time.to(self.rate.dtype)
         x, b, c = self._convolve(mixed, cache)
         output = self._recur(x, b, c, time, cache)
-        return self.out_proj(self.norm(output, gate))  # type: ignore[no-any-return]
+        normed = self.norm(output, gate).to(hidden_states.dtype)
+        return self.out_proj(normed)  # type: ignore[no-any-return]
 
     def _convolve(self, mixed: Tensor, states: RunningStates) -> tuple[Tensor, Tensor, Tensor]:
         """Return x (1, H·Dh), B and C (1, G·N) of the new column ``mixed``, (1, 1, C)."""

@@ -59,7 +59,9 @@ class RecurrentProgram(nn.Module):
 
     def _logits(self, hidden: Tensor) -> Tensor:
         head: Any = self.model.lm_head
-        return head(self._backbone.norm_f(hidden))  # type: ignore[no-any-return]
+        norm = self._backbone.norm_f
+        # the stream may be float32 where weights are not (``residual_in_fp32``)
+        return head(norm(hidden).to(norm.weight.dtype))  # type: ignore[no-any-return]
 
 
 class ResidentRecurrent(RecurrentProgram):
@@ -73,7 +75,7 @@ class ResidentRecurrent(RecurrentProgram):
 
     def forward(self, tokens: Tensor, input_pos: Tensor) -> Tensor:
         """Return the last position's logits, shape (1, 1, V)."""
-        kept = (input_pos != 0).to(next(self.model.parameters()).dtype)
+        kept = (input_pos != 0).to(self._held("ssm")[0].dtype)
         for token in _columns(tokens):
             states = RunningStates(self._held("conv"), self._held("ssm"), kept)
             hidden = self._step(token, states)
