@@ -22,6 +22,7 @@ from mobilekit.export.backends.executorch.experts import (
     _places,
     split_experts_,
 )
+from mobilekit.export.backends.executorch.half import halve_
 from mobilekit.export.backends.executorch.partition import DecoderPartitioner
 from mobilekit.export.backends.executorch.quantize import _quantize_linears_
 from torch import Tensor, nn
@@ -154,15 +155,20 @@ def test_an_expert_with_other_weights_is_lowered_as_it_would_be_alone() -> None:
     assert first == other
 
 
-def test_calls_are_as_short_as_the_experts_rows_ask_for(tiny_qwen3_moe: nn.Module) -> None:
+@pytest.mark.parametrize("bytes_each", [4, 2])
+def test_calls_are_as_short_as_the_experts_rows_ask_for(
+    bytes_each: int, tiny_qwen3_moe: nn.Module
+) -> None:
     program = family_of(tiny_qwen3_moe).export_program(
         tiny_qwen3_moe, Phase("forward", StateForm.RESIDENT, 1 << 20)
     )
     assert int(program.dynamic_shapes["tokens"][1].max) == (1 << 20) - 1
     config: Any = tiny_qwen3_moe.config
+    if bytes_each == 2:
+        halve_(program)
     program, origin = split_experts_(program)
     longest = int(program.dynamic_shapes["tokens"][1].max)
-    assert longest * 2 * 4 * config.num_experts * config.hidden_size <= 64 << 20
+    assert longest == (64 << 20) // (2 * bytes_each * config.num_experts * config.hidden_size)
     assert len(origin) == 2 * config.num_experts * config.num_hidden_layers
     assert {path.rpartition(".")[2] for path in origin.values()} == {"gate_up", "down"}
     assert not any(isinstance(m, StaticMoE) for m in program.module.modules())

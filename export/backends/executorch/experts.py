@@ -163,7 +163,8 @@ def split_experts_(program: Program) -> tuple[Program, dict[str, str]]:
 
 def _longest_call(moe: StaticMoE) -> int:
     """Return the most tokens whose rows fit the room, were all experts to get all of them."""
-    a_token = 2 * moe.num_experts * moe.gate_up.in_features * 4  # in and out, float32
+    weight = moe.gate_up.weight  # not quantized yet: its dtype is that of the rows, in and out
+    a_token = 2 * moe.num_experts * weight.shape[1] * weight.element_size()
     return max(_SHORTEST_CALL, _ROOM_BYTES // a_token)
 
 
