@@ -33,9 +33,11 @@ _INT4 = Tolerance(max_abs=4.0, kl=5e-3, kl_p90=2e-3, top1=0.95)
 # In half precision both sides round, each sum in its own order: max abs 0.016 of logits up to 20,
 # mean KL 1.7e-6, top-1 1.0 over 171 steps. A true overflow shows as logits that are not finite.
 _FP16 = Tolerance(max_abs=0.2, kl=1e-4, kl_p90=1e-4, top1=0.98)
-# The rounding tips near ties of a router. Embedded model: max abs 0.20, mean KL 4.9e-6, ninth
-# decile 3.4e-6, top-1 0.996; tiny OLMoE: max abs 0.8. Bounds as for Core ML, whose scheme.py tells
-# how far such a tie may go.
+# The rounding tips near ties of a router, the more the more layers and experts there are. Ninth
+# decile, where all is well: embedded model 3.4e-6 (max abs 0.20, mean KL 4.9e-6, top-1 0.996),
+# ten random layers of 32 experts 1.6e-4 (0.29, 7.6e-5, 0.974). An expert set to zero makes as much
+# on the embedded model, so no bound of it tells the two apart. As for Core ML, whose
+# scheme.py tells how far a single tie may go.
 _FP16_ROUTED = Tolerance(max_abs=3.0, kl=1e-3, kl_p90=5e-4, top1=0.98)
 _TOLERANCES = {"fp32": _FP32, "fp16": _FP16, "int8": _INT8, "int4": _INT4}
 
