@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from peers.side import repetition
 
 from mobilekit.profile.meters.memory import memory_meter
 from mobilekit.runtime import RUNTIMES, TokenLogits
@@ -96,18 +96,6 @@ def open_candidate(job: dict[str, Any]) -> TokenLogits:
         cache = (shape["num_key_value_heads"], shape["head_dim"])
         return BuilderGraph(Path(job["path"]), threads=threads, cache=cache, **common)
     return RUNTIMES.get(job["kind"])(Path(job["path"]), threads=threads, **common)
-
-
-def repetition(runtime: TokenLogits, prompt: int, new: int) -> dict[str, int]:
-    """Run a prompt and new tokens after it, each the most likely one; return the times."""
-    tokens = np.asarray([1 + i % 97 for i in range(prompt)], dtype=np.int64)
-    runtime.reset()
-    start = time.perf_counter_ns()
-    token = int(np.argmax(runtime.forward(tokens, 0)))
-    between = time.perf_counter_ns()
-    for i in range(new):
-        token = int(np.argmax(runtime.forward(np.asarray([token]), prompt + i)))
-    return {"prefill_ns": between - start, "decode_ns": time.perf_counter_ns() - between}
 
 
 def main() -> None:

@@ -88,9 +88,8 @@ def quantized(weight: NDArray[np.float16], precision: str) -> tuple[Array, Array
 
     if precision == "int4":
         codes, scales = round_int4(torch.from_numpy(weight))
-        return codes.flatten(1).numpy().astype(
-            types.nptype_from_builtin(types.int4)
-        ), scales.numpy()
+        data = codes.flatten(1).numpy().astype(types.nptype_from_builtin(types.int4))
+        return data, scales.numpy()
     with np.errstate(divide="ignore", invalid="ignore"):
         made = linear_quantize_weights.blockwise_compress_by_dtype(
             weight, types.int8, "LINEAR_SYMMETRIC", [1, 0]

@@ -91,7 +91,7 @@ def _record(
 ) -> dict[str, Any]:
     addresses = [address for address, _ in stored]
     return {
-        "tool": "onnxruntime.quantization MatMulNBits",
+        "tool": "int8: onnxruntime.quantization MatMulNBits; int4: scales searched",
         "symmetric": True,
         "layers": dict(Counter(chosen.values())),
         "block_sizes": sorted({(f"int{w.bits}", w.block) for w in stored.values()}),

@@ -41,12 +41,12 @@ class StaticMoE(nn.Module):
         self.num_experts, double, hidden_size = gate_up.shape
         self.intermediate_size = double // 2
         self.top_k, self.normalize, self.act_fn = top_k, normalize, act_fn
-        self.router = _linear(router)
+        self.router = plain_linear(router)
         gate, up = gate_up.detach().chunk(2, dim=1)
         # all gates first, then all ups: one contiguous split in the forward instead of E
         rows = torch.cat([gate.reshape(-1, hidden_size), up.reshape(-1, hidden_size)])
-        self.gate_up = _linear(rows)
-        self.down = _linear(down.detach().permute(1, 0, 2).reshape(hidden_size, -1))
+        self.gate_up = plain_linear(rows)
+        self.down = plain_linear(down.detach().permute(1, 0, 2).reshape(hidden_size, -1))
         self.register_buffer("expert_ids", torch.arange(self.num_experts), persistent=False)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class StaticMoE(nn.Module):
         return (chosen * value.unsqueeze(-1)).sum(dim=-2).to(hidden_states.dtype)
 
 
-def _linear(weight: Tensor) -> nn.Linear:
+def plain_linear(weight: Tensor) -> nn.Linear:
     """Return a bias-free linear that owns a contiguous copy of ``weight``."""
     out_features, in_features = weight.shape
     linear = nn.Linear(in_features, out_features, bias=False, device="meta")
