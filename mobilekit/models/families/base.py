@@ -66,6 +66,8 @@ class UnitGroup:
         layer: Index of the layer.
         count: How many there are now.
         minimum: How many must stay for the layer to work (an MoE's top-k).
+        partitions: Equal parts, side by side, that must all lose as many (groups of a
+            group-limited router); what stays is a multiple of it.
         slices: Every tensor to cut when a unit goes.
         counters: Attributes that follow the count.
     """
@@ -76,6 +78,7 @@ class UnitGroup:
     minimum: int
     slices: tuple[Slice, ...]
     counters: tuple[Counter, ...] = ()
+    partitions: int = 1
 
     def scored_tensors(self, model: nn.Module) -> list[Tensor]:
         """Return the units' own weights, each with the units in dimension 0."""
