@@ -148,6 +148,22 @@ def _check_keep(edit: KeepEdit, groups: _Groups) -> None:
             f"which needs {group.minimum}",
             hint=f"Keep at least {group.minimum} (an expert layer needs its router's top-k).",
         )
+    _check_partitions(edit, group)
+
+
+def _check_partitions(edit: KeepEdit, group: UnitGroup) -> None:
+    """Refuse to leave unequal parts: which part a unit is in goes by its position alone."""
+    size = group.count // group.partitions
+    kept = [0] * group.partitions
+    for index in edit.indices:
+        kept[index // size] += 1
+    if len(set(kept)) > 1:
+        raise UsageError(
+            f"the plan keeps {', '.join(map(str, kept))} {edit.unit}s of the {group.partitions} "
+            f"groups of layer {edit.layer}, so that some would move to another group",
+            hint=f"Keep the same number of each group: they are {size} {edit.unit}s each, "
+            "side by side.",
+        )
 
 
 def _unavailable(family: Family, edit: Edit) -> UsageError:

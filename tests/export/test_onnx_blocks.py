@@ -20,6 +20,7 @@ from mobilekit.export.int4 import round_groups
 from torch import nn
 
 from mobilekit.core.errors import InvalidInputError
+from mobilekit.models.modules.routing import SoftmaxRouting
 from mobilekit.models.modules.static_moe import StaticMoE
 
 BITS = pytest.mark.parametrize("bits", [4, 8])
@@ -140,11 +141,9 @@ def test_an_embedding_looks_rows_up(bits: int, depth: int, scale: float, tmp_pat
 def _moe(*, normalize: bool, hidden: int = 64, inner: int = 32, act: Any = None) -> StaticMoE:
     experts = 8
     return StaticMoE(
-        _normal(experts, hidden, seed=3),
+        SoftmaxRouting(_normal(experts, hidden, seed=3), top_k=2, normalize=normalize),
         _normal(experts, 2 * inner, hidden, seed=4) * 0.1,
         _normal(experts, hidden, inner, seed=5) * 0.1,
-        top_k=2,
-        normalize=normalize,
         act_fn=act or nn.SiLU(),
     ).requires_grad_(False)
 
@@ -154,11 +153,9 @@ def _with_stored_weights(moe: StaticMoE, made: BlockMoE) -> StaticMoE:
     gate_up, down = (weight.dequantize() for weight in made.stored)
     rows = gate_up.view(moe.num_experts, -1, gate_up.shape[1])
     return StaticMoE(
-        moe.router.weight,
+        moe.routing,
         torch.cat((rows[:, 0::2], rows[:, 1::2]), dim=1),
         down.view(moe.num_experts, -1, down.shape[1]),
-        top_k=moe.top_k,
-        normalize=moe.normalize,
         act_fn=moe.act_fn,
     )
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mobilekit.models.modules.routing import SoftmaxRouting
 from mobilekit.models.modules.static_moe import StaticMoE
 
 from .layers import CONTRIB
@@ -37,6 +38,8 @@ def block_experts(moe: StaticMoE, gate_up: str, down: str) -> BlockMoE | None:
     """
     if gate_up == "float" or gate_up != down or not _is_silu(moe.act_fn):
         return None
+    if not isinstance(moe.routing, SoftmaxRouting):
+        return None
     hidden_size, inner = moe.gate_up.in_features, moe.intermediate_size
     bits = BITS[gate_up]
     block = min(block_size(depth, bits) for depth in (hidden_size, inner))
@@ -47,7 +50,9 @@ def block_experts(moe: StaticMoE, gate_up: str, down: str) -> BlockMoE | None:
     first = torch.stack((gate, up), dim=2).flatten(0, 2)  # (E·2F, D)
     second = moe.down.weight.detach().view(hidden_size, moe.num_experts, inner)
     second = second.permute(1, 0, 2).flatten(0, 1)  # (E·D, F)
-    return BlockMoE(moe, quantize_blocks(first, bits, block), quantize_blocks(second, bits, block))
+    return BlockMoE(
+        moe, moe.routing, quantize_blocks(first, bits, block), quantize_blocks(second, bits, block)
+    )
 
 
 class BlockMoE(nn.Module):
@@ -55,6 +60,7 @@ class BlockMoE(nn.Module):
 
     Args:
         moe: The block that it takes the place of.
+        routing: Its router.
         gate_up: Rows of all experts, gate and up in turns, (E·2F, D).
         down: Rows of all experts, (E·D, F).
     """
@@ -64,10 +70,11 @@ class BlockMoE(nn.Module):
     down_codes: Tensor
     down_scales: Tensor
 
-    def __init__(self, moe: StaticMoE, gate_up: BlockWeight, down: BlockWeight) -> None:
+    def __init__(
+        self, moe: StaticMoE, routing: SoftmaxRouting, gate_up: BlockWeight, down: BlockWeight
+    ) -> None:
         super().__init__()
-        self.router = moe.router
-        self.top_k, self.normalize = moe.top_k, moe.normalize
+        self.routing = routing
         self.num_experts, self.intermediate_size = moe.num_experts, moe.intermediate_size
         self.stored = (gate_up, down)
         for name, weight in zip(("gate_up", "down"), self.stored, strict=True):
@@ -79,12 +86,10 @@ class BlockMoE(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Return the block's output, shape (1, S, D) like its input."""
-        logits = self.router(hidden_states).flatten(0, 1)  # (S, E)
+        tokens = hidden_states.flatten(0, 1)  # (S, D)
         if torch.onnx.is_in_onnx_export():
-            return self._emit(hidden_states, logits)
-        weights, chosen = torch.topk(F.softmax(logits, dim=-1), self.top_k, dim=-1)  # (S, k)
-        if self.normalize:
-            weights = weights / weights.sum(dim=-1, keepdim=True)
+            return self._emit(hidden_states, self.routing.logits(tokens))
+        weights, chosen = self.routing(tokens)  # (S, k)
         output = torch.zeros_like(hidden_states)
         for expert in torch.unique(chosen).tolist():
             token, slot = (chosen == expert).nonzero(as_tuple=True)
@@ -111,18 +116,18 @@ class BlockMoE(nn.Module):
         first = (self.gate_up_codes, self.gate_up_scales.float(), None)
         second = (self.down_codes, self.down_scales.float(), None)
         inputs: list[Any] = [hidden_states, logits, *first, *second]
-        if not self.normalize:  # by itself the operator's softmax is over the chosen k only
+        if not self.routing.normalize:  # by itself the operator's softmax is over the chosen k only
             inputs += [None] * 6 + [F.softmax(logits, dim=-1)]
         return torch.onnx.ops.symbolic(
             f"{CONTRIB}::QMoE",
             inputs,
             {
-                "k": self.top_k,
+                "k": self.routing.top_k,
                 "activation_type": "swiglu",
                 "activation_alpha": 1.0,
                 "activation_beta": 0.0,
                 "swiglu_fusion": 1,
-                "normalize_routing_weights": int(self.normalize),
+                "normalize_routing_weights": int(self.routing.normalize),
                 "expert_weight_bits": gate_up.bits,
                 "block_size": gate_up.block,
                 "accuracy_level": ACCURACY_LEVEL,
