@@ -143,10 +143,13 @@ def _check_keep(edit: KeepEdit, groups: _Groups) -> None:
             hint="The plan was made for another model, or was applied already: plan anew.",
         )
     if len(edit.indices) < group.minimum:
+        reason = "(an expert layer needs its router's top-k)"
+        if group.partitions > 1:
+            reason = f"of the {group.partitions} groups that its router chooses among"
         raise UsageError(
             f"the plan keeps {len(edit.indices)} {edit.unit}s of layer {edit.layer}, "
             f"which needs {group.minimum}",
-            hint=f"Keep at least {group.minimum} (an expert layer needs its router's top-k).",
+            hint=f"Keep at least {group.minimum} {reason}.",
         )
     _check_partitions(edit, group)
 

@@ -38,8 +38,6 @@ def block_experts(moe: StaticMoE, gate_up: str, down: str) -> BlockMoE | None:
     """
     if gate_up == "float" or gate_up != down or not _is_silu(moe.act_fn):
         return None
-    if not isinstance(moe.routing, SoftmaxRouting):
-        return None
     hidden_size, inner = moe.gate_up.in_features, moe.intermediate_size
     bits = BITS[gate_up]
     block = min(block_size(depth, bits) for depth in (hidden_size, inner))
@@ -50,17 +48,14 @@ def block_experts(moe: StaticMoE, gate_up: str, down: str) -> BlockMoE | None:
     first = torch.stack((gate, up), dim=2).flatten(0, 2)  # (E·2F, D)
     second = moe.down.weight.detach().view(hidden_size, moe.num_experts, inner)
     second = second.permute(1, 0, 2).flatten(0, 1)  # (E·D, F)
-    return BlockMoE(
-        moe, moe.routing, quantize_blocks(first, bits, block), quantize_blocks(second, bits, block)
-    )
+    return BlockMoE(moe, quantize_blocks(first, bits, block), quantize_blocks(second, bits, block))
 
 
 class BlockMoE(nn.Module):
-    """Softmax top-k routed SwiGLU experts in blocks; the router stays float.
+    """Top-k routed SwiGLU experts in blocks; the router stays float.
 
     Args:
         moe: The block that it takes the place of.
-        routing: Its router.
         gate_up: Rows of all experts, gate and up in turns, (E·2F, D).
         down: Rows of all experts, (E·D, F).
     """
@@ -70,11 +65,9 @@ class BlockMoE(nn.Module):
     down_codes: Tensor
     down_scales: Tensor
 
-    def __init__(
-        self, moe: StaticMoE, routing: SoftmaxRouting, gate_up: BlockWeight, down: BlockWeight
-    ) -> None:
+    def __init__(self, moe: StaticMoE, gate_up: BlockWeight, down: BlockWeight) -> None:
         super().__init__()
-        self.routing = routing
+        self.routing = moe.routing
         self.num_experts, self.intermediate_size = moe.num_experts, moe.intermediate_size
         self.stored = (gate_up, down)
         for name, weight in zip(("gate_up", "down"), self.stored, strict=True):
@@ -88,7 +81,7 @@ class BlockMoE(nn.Module):
         """Return the block's output, shape (1, S, D) like its input."""
         tokens = hidden_states.flatten(0, 1)  # (S, D)
         if torch.onnx.is_in_onnx_export():
-            return self._emit(hidden_states, self.routing.logits(tokens))
+            return self._emit(hidden_states, *self._routed(tokens))
         weights, chosen = self.routing(tokens)  # (S, k)
         output = torch.zeros_like(hidden_states)
         for expert in torch.unique(chosen).tolist():
@@ -111,13 +104,25 @@ class BlockMoE(nn.Module):
         inner = F.silu(both[:, 0::2]) * both[:, 1::2]
         return F.linear(round_activations(inner, block), self._float[1][index])
 
-    def _emit(self, hidden_states: Tensor, logits: Tensor) -> Tensor:
+    def _routed(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return what the operator chooses by, and the weights that it takes; (S, E) each.
+
+        By itself its weights are a softmax over the chosen k only. A router that chooses by
+        something else than its weights has its own choice handed in: all other weights are zero.
+        """
+        if not isinstance(self.routing, SoftmaxRouting):
+            weights = self.routing.dense(tokens)
+            return weights, weights
+        logits = self.routing.logits(tokens)
+        return logits, None if self.routing.normalize else F.softmax(logits, dim=-1)
+
+    def _emit(self, hidden_states: Tensor, choice: Tensor, weights: Tensor | None) -> Tensor:
         gate_up, _ = self.stored
         first = (self.gate_up_codes, self.gate_up_scales.float(), None)
         second = (self.down_codes, self.down_scales.float(), None)
-        inputs: list[Any] = [hidden_states, logits, *first, *second]
-        if not self.routing.normalize:  # by itself the operator's softmax is over the chosen k only
-            inputs += [None] * 6 + [F.softmax(logits, dim=-1)]
+        inputs: list[Any] = [hidden_states, choice, *first, *second]
+        if weights is not None:
+            inputs += [None] * 6 + [weights]
         return torch.onnx.ops.symbolic(
             f"{CONTRIB}::QMoE",
             inputs,
@@ -127,7 +132,7 @@ class BlockMoE(nn.Module):
                 "activation_alpha": 1.0,
                 "activation_beta": 0.0,
                 "swiglu_fusion": 1,
-                "normalize_routing_weights": int(self.routing.normalize),
+                "normalize_routing_weights": int(weights is None),
                 "expert_weight_bits": gate_up.bits,
                 "block_size": gate_up.block,
                 "accuracy_level": ACCURACY_LEVEL,

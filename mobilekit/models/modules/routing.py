@@ -29,14 +29,23 @@ class Routing(nn.Module):
         top_k: Experts a token.
     """
 
+    expert_ids: Tensor
+
     def __init__(self, weight: Tensor, *, top_k: int) -> None:
         super().__init__()
         self.num_experts, self.top_k = weight.shape[0], top_k
         self.linear = plain_linear(weight)
+        self.register_buffer("expert_ids", torch.arange(self.num_experts), persistent=False)
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
         """Return weights and ids of the chosen experts, each (…, k), of hidden states (…, D)."""
         raise NotImplementedError
+
+    def dense(self, hidden_states: Tensor) -> Tensor:
+        """Return the weight of every expert, shape (…, E), zero where it was not chosen."""
+        value, index = self.forward(hidden_states)
+        chosen = index.unsqueeze(-1) == self.expert_ids  # (…, k, E)
+        return (chosen * value.unsqueeze(-1)).sum(dim=-2)
 
     def logits(self, hidden_states: Tensor) -> Tensor:
         """Return the router's logits, shape (…, E)."""

@@ -44,24 +44,16 @@ class StaticMoE(nn.Module):
         rows = torch.cat([gate.reshape(-1, hidden_size), up.reshape(-1, hidden_size)])
         self.gate_up = plain_linear(rows)
         self.down = plain_linear(down.detach().permute(1, 0, 2).reshape(hidden_size, -1))
-        self.register_buffer("expert_ids", torch.arange(self.num_experts), persistent=False)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Return the block's output, shape (B, S, D) like its input."""
         batch, length, _ = hidden_states.shape
-        weights = self.routing_weights(hidden_states)  # (B, S, E)
+        weights = self.routing.dense(hidden_states).to(hidden_states.dtype)  # (B, S, E)
         gate, up = self.gate_up(hidden_states).chunk(2, dim=-1)  # (B, S, E·F) each
         hidden = self.act_fn(gate) * up
         per_expert = hidden.view(batch, length, self.num_experts, self.intermediate_size)
         weighted = per_expert * weights.unsqueeze(-1)
         return self.down(weighted.reshape(batch, length, -1))  # type: ignore[no-any-return]
-
-    def routing_weights(self, hidden_states: Tensor) -> Tensor:
-        """Return the weight of every expert, shape (B, S, E), zero where it was not chosen."""
-        routed: tuple[Tensor, Tensor] = self.routing(hidden_states)
-        value, index = routed  # (B, S, k)
-        chosen = index.unsqueeze(-1) == self.expert_ids  # (B, S, k, E)
-        return (chosen * value.unsqueeze(-1)).sum(dim=-2).to(hidden_states.dtype)
 
 
 class SharedExpertMoE(nn.Module):
