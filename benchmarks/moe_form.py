@@ -80,7 +80,8 @@ class Stack(nn.Module):
     def __init__(self, blocks: list[nn.Module]) -> None:
         super().__init__()
         self.blocks: Any = nn.ModuleList(blocks)
-        router: Any = getattr(blocks[0], "router", None) or blocks[0].get_submodule("gate")
+        routing: Any = getattr(blocks[0], "routing", None)
+        router = routing.linear if routing is not None else blocks[0].get_submodule("gate")
         self.hidden_size = int(router.weight.shape[1])
         self.eval()
 

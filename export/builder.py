@@ -16,7 +16,8 @@ from mobilekit.core.needs import Need, check_needs
 from mobilekit.core.optional import require_distribution
 from mobilekit.data.tokenizer import load_tokenizer
 from mobilekit.models import checkpoint_hash, load, max_positions, require_tokenizer, resolve
-from mobilekit.models.families import Phase, StateForm, family_of
+from mobilekit.models.families import Phase, StateForm, family_for_class, family_of
+from mobilekit.models.inspect import class_name, read_config
 from mobilekit.runtime.torch import TorchRuntime
 from mobilekit.schema.manifest import LayerPrecision, Manifest
 
@@ -77,6 +78,7 @@ def build(
         UsageError: Unknown target or precision, an override that matches no layer, a context
             that the model does not have, or memory or disk that is estimated not to suffice.
         InvalidInputError: A damaged checkpoint, or one without a tokenizer.
+        UnsupportedModelError: A class that no program can be captured of.
         MissingDependencyError: A target whose packages are not installed.
     """
     request = _check(checkpoint, targets, precisions, context_length, overrides or {})
@@ -140,6 +142,7 @@ def _check(
         for package in backend.packages:
             require_distribution(package, extra=backend.extra)
     path = resolve(checkpoint)
+    family_for_class(class_name(path, read_config(path))).check_exportable()
     require_tokenizer(path)
     return _Request(
         path, tuple(targets), tuple(precisions), context_length, tuple(overrides.items())

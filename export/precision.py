@@ -62,7 +62,9 @@ def weight_layers(program: Program) -> dict[str, nn.Linear | nn.Embedding]:
     """
     from torch import nn
 
-    routers = {id(m.router) for m in program.module.modules() if hasattr(m, "router")}
+    from mobilekit.models.modules.routing import router_parts
+
+    routers = router_parts(program.module)
     return {
         checkpoint_path(path): module
         for path, module in program.module.named_modules()

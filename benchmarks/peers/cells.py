@@ -24,7 +24,7 @@ from support_table import checkpoint as tiny_checkpoint
 
 import mobilekit as mk
 from mobilekit.core.files import atomic_write_json, sha256_json
-from mobilekit.models.tiny import TINY_MODELS, write_byte_tokenizer
+from mobilekit.models.tiny import TINY_MODELS, tiny_family, write_byte_tokenizer
 
 from . import NotInstalled, environment, surroundings
 from .older_config import candidate_spelling, older_spelling
@@ -103,8 +103,8 @@ def lengths(model: str) -> Lengths:
 
 
 def models() -> list[str]:
-    """Return the names of all models, the large one last."""
-    return [*TINY_MODELS, LARGE]
+    """Return the names of all models that we export, the large one last."""
+    return [*(name for name in TINY_MODELS if tiny_family(name).obstacle is None), LARGE]
 
 
 class Workshop:

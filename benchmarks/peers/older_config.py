@@ -11,7 +11,7 @@ from typing import Any
 
 def candidate_spelling(config: dict[str, Any]) -> dict[str, Any]:
     """Return a configuration that 5.0.0rc1 reads too: it has the rotary keys, not the experts'."""
-    if "num_local_experts" not in config:
+    if config.get("model_type") != "qwen3_moe":  # the others have called it the same ever since
         return config
     return {**config, "num_experts": config["num_local_experts"]}
 

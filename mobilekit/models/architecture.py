@@ -117,7 +117,7 @@ def filled(
         cls: The transformers class.
         config: Its config.
         plans: Plans whose edits to replay before the weights are loaded.
-        table: Every stored tensor.
+        table: Every stored tensor that the class takes.
         dtype: Dtype of the result.
 
     Raises:
@@ -135,7 +135,12 @@ def filled(
             raise InvalidInputError(
                 f"weights of {path} cannot be read: {error}", hint="Copy the checkpoint again."
             ) from None
-        tensors = {name: file.get_slice(name) for file in opened for name in file.keys()}  # noqa: SIM118 - no mapping
+        tensors = {
+            name: file.get_slice(name)
+            for file in opened
+            for name in file.keys()  # noqa: SIM118 - no mapping
+            if name in table
+        }
         # "eager" where a class cannot use the fused kernel (capped scores, no attention at all)
         attention = "sdpa" if cls._supports_sdpa else "eager"
         model: nn.Module = built.from_pretrained(
@@ -194,9 +199,12 @@ def _check_top_k(path: Path, model: nn.Module) -> None:
     """Refuse a router that is to choose more experts than there are, or none."""
     family = family_of(model)
     for group in family.units(model, "expert") if "expert" in family.units_of else ():
-        if not 1 <= group.minimum <= group.count:
+        active = group.count if group.active is None else group.active
+        if active < 1 or group.minimum > group.count:
+            is_more = group.minimum > max(1, active)
+            implied = f", and so for {group.minimum} a layer" if is_more else ""
             raise InvalidInputError(
-                f"config.json of {path} asks for {group.minimum} experts a token, "
+                f"config.json of {path} asks for {active} experts a token{implied}, "
                 f"it has {group.count}",
                 hint="Restore config.json from the original checkpoint.",
             )

@@ -30,6 +30,12 @@ from .architecture import (
     skeleton_of,
     untied_weights,
 )
+from .contents import (
+    common_dtype,
+    drop_prediction_heads_,
+    ordinary_tensors,
+    used_and_unused,
+)
 from .families import family_of
 from .inspect import (
     CARD_FILE,
@@ -42,7 +48,7 @@ from .inspect import (
 )
 from .lineage import Provenance, provenance, record
 from .modules.rotary import rotary_limit
-from .weights import TensorEntry, stored_dtype, tensor_table
+from .weights import TensorEntry, tensor_table
 
 
 def load(source: str | Path, device: str = "auto", dtype: str = "auto") -> nn.Module:
@@ -67,12 +73,15 @@ def load(source: str | Path, device: str = "auto", dtype: str = "auto") -> nn.Mo
     target, wanted = choose_device(device), choose_dtype(dtype)
     raw = read_config(path)
     name = class_name(path, raw)
-    table = tensor_table(path)
-    plans = stored_plans(path)
     cls, config = architecture(path, name, raw)
-    stored: torch.dtype = getattr(torch, stored_dtype(table))
+    table, unused = used_and_unused(cls, config, tensor_table(path))
+    if unused:
+        _tell_of_unused(path, unused)
+        drop_prediction_heads_(config)
+    plans = stored_plans(path)
+    stored: torch.dtype = getattr(torch, common_dtype(cls, table))
     if wanted is None:
-        _tell_of_widening(path, table, stored)
+        _tell_of_widening(path, ordinary_tensors(cls, table), stored)
     model = filled(path, cls, config, plans, table, wanted or stored)
     _check_finite(path, model)
     _read_generation_config(path, model)
@@ -89,6 +98,15 @@ def _tell_of_widening(path: Path, table: Mapping[str, TensorEntry], widest: torc
             f"{path} stores {' and '.join(dtypes)}; all of it is loaded as "
             f"{str(widest).removeprefix('torch.')}, and takes that much when saved again"
         )
+
+
+def _tell_of_unused(path: Path, unused: Mapping[str, TensorEntry]) -> None:
+    size = sum(entry.nbytes for entry in unused.values()) / 1e6
+    console.warn(
+        f"{path} has {len(unused)} tensors for multi-token prediction ({next(iter(unused))}, …; "
+        f"{size:.1f} MB), which transformers has no modules for: they are left out, and so they "
+        "are of what is saved"
+    )
 
 
 def _choose_experts(model: nn.Module, device: torch.device) -> None:
@@ -153,10 +171,10 @@ def describe(source: str | Path | nn.Module) -> dict[str, Any]:
     path = resolve(source)
     raw = read_config(path)
     name = class_name(path, raw)
-    table = tensor_table(path)
     cls, config = architecture(path, name, raw)
+    table, _ = used_and_unused(cls, config, tensor_table(path))
     skeleton = skeleton_of(path, cls, config, stored_plans(path), table)
-    facts = _facts(skeleton, stored_dtype(table))
+    facts = _facts(skeleton, common_dtype(cls, table))
     own = sum(math.prod(table[name].shape) for name in untied_weights(skeleton, table))
     return {
         **facts,
@@ -193,9 +211,16 @@ def _facts(model: nn.Module, dtype: str) -> dict[str, Any]:
         "class": type(model).__name__,
         "parameters": total,
         "active_parameters": total - _idle_parameters(model),
-        "weight_bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
+        "weight_bytes": sum(tensor.numel() * tensor.element_size() for tensor in _stored(model)),
         "dtype": dtype,
     }
+
+
+def _stored(model: nn.Module) -> list[torch.Tensor]:
+    """Return what a checkpoint holds of a model: parameters, and buffers that are not derived."""
+    names = model.state_dict().keys()
+    buffers = [buffer for name, buffer in model.named_buffers() if name in names]
+    return [*model.parameters(), *buffers]
 
 
 def _idle_parameters(model: nn.Module) -> int:
@@ -204,13 +229,14 @@ def _idle_parameters(model: nn.Module) -> int:
     idle = 0
     for group in family.units(model, "expert") if "expert" in family.units_of else []:
         size = sum(tensor[0].numel() for tensor in group.scored_tensors(model))
-        idle += (group.count - group.minimum) * size
+        active = group.count if group.active is None else group.active
+        idle += (group.count - active) * size
     return idle
 
 
 def _check_finite(path: Path, model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
-        finite = parameter.isfinite()
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        finite = tensor.isfinite()
         if not bool(finite.all()):
             count, first = int((~finite).sum()), (~finite).nonzero()[0].tolist()
             held = "a value that is" if count == 1 else f"{count} values that are"

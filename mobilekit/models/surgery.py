@@ -143,10 +143,29 @@ def _check_keep(edit: KeepEdit, groups: _Groups) -> None:
             hint="The plan was made for another model, or was applied already: plan anew.",
         )
     if len(edit.indices) < group.minimum:
+        reason = "(an expert layer needs its router's top-k)"
+        if group.partitions > 1:
+            reason = f"of the {group.partitions} groups that its router chooses among"
         raise UsageError(
             f"the plan keeps {len(edit.indices)} {edit.unit}s of layer {edit.layer}, "
             f"which needs {group.minimum}",
-            hint=f"Keep at least {group.minimum} (an expert layer needs its router's top-k).",
+            hint=f"Keep at least {group.minimum} {reason}.",
+        )
+    _check_partitions(edit, group)
+
+
+def _check_partitions(edit: KeepEdit, group: UnitGroup) -> None:
+    """Refuse to leave unequal parts: which part a unit is in goes by its position alone."""
+    size = group.count // group.partitions
+    kept = [0] * group.partitions
+    for index in edit.indices:
+        kept[index // size] += 1
+    if len(set(kept)) > 1:
+        raise UsageError(
+            f"the plan keeps {', '.join(map(str, kept))} {edit.unit}s of the {group.partitions} "
+            f"groups of layer {edit.layer}, so that some would move to another group",
+            hint=f"Keep the same number of each group: they are {size} {edit.unit}s each, "
+            "side by side.",
         )
 
 

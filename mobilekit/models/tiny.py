@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
+    from .families import Family
+
 TINY: dict[str, Any] = {
     "vocab_size": 256,
     "hidden_size": 64,
@@ -65,6 +67,34 @@ _MAMBA2 = {
     "eos_token_id": 0,
     "pad_token_id": None,
 }
+_SPARSE: dict[str, Any] = {  # a dense layer, then two with experts, where a class has it
+    **_DENSE,
+    "num_hidden_layers": 3,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+}
+_GROUPED: dict[str, Any] = {
+    **_SPARSE,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "n_group": 2,
+    "topk_group": 1,
+    "routed_scaling_factor": 1.5,
+}
+_LATENT: dict[str, Any] = {
+    **_GROUPED,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "moe_intermediate_size": 16,
+    "num_key_value_heads": 4,
+    "head_dim": 8,  # the rotated part, which is what these classes mean by it
+    "kv_lora_rank": 8,
+    "q_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 8,
+}
 # name -> (class without "ForCausalLM", settings): each has what its family does beyond a plain
 # decoder; what follows a hyphen is a variant
 TINY_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -103,6 +133,55 @@ TINY_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "clip_qkv": 1.5,
         },
     ),
+    "mixtral": (
+        "Mixtral",
+        {**_DENSE, "intermediate_size": 32, "num_local_experts": 8, "num_experts_per_tok": 2},
+    ),
+    "qwen2_moe": (
+        "Qwen2Moe",
+        {
+            **_SPARSE,
+            "num_experts": 8,
+            "shared_expert_intermediate_size": 48,
+            "mlp_only_layers": [0],
+        },
+    ),
+    "granite_moe": (
+        "GraniteMoe",
+        {
+            **_DENSE,
+            "intermediate_size": 32,
+            "num_local_experts": 8,
+            "num_experts_per_tok": 2,
+            "embedding_multiplier": 3.0,
+            "attention_multiplier": 0.2,
+            "residual_multiplier": 0.6,
+            "logits_scaling": 2.0,
+        },
+    ),
+    "ernie4_5_moe": (
+        "Ernie4_5_Moe",
+        {**_SPARSE, "moe_num_experts": 8, "moe_num_shared_experts": 1},
+    ),
+    "glm4_moe": (
+        "Glm4Moe",
+        {**_GROUPED, "use_qk_norm": True, "attention_bias": True, "num_mtp_layers": 0},
+    ),
+    "deepseek_v2": ("DeepseekV2", {**_LATENT, "topk_method": "group_limited_greedy"}),
+    "deepseek_v3": ("DeepseekV3", {**_LATENT, "num_mtp_layers": 0}),
+    "gpt_oss": (
+        "GptOss",
+        {
+            **_DENSE,
+            "hidden_size": 32,
+            "intermediate_size": 16,
+            "head_dim": 8,
+            "num_local_experts": 8,
+            "num_experts_per_tok": 2,
+            "sliding_window": 5,
+            "rope_parameters": _YARN,
+        },
+    ),
     "gemma2": ("Gemma2", {**_GEMMA, "attn_logit_softcapping": 4.0}),
     "gemma3": ("Gemma3", {**_GEMMA, "sliding_window_pattern": 3}),
     "mamba2": ("Mamba2", _MAMBA2),
@@ -123,7 +202,18 @@ def make_tiny(name: str) -> nn.Module:
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.add_(noise * (0.3 if parameter.dim() == 1 else parameter.shape[-1] ** -0.5))
+        stored = model.state_dict()
+        for name, buffer in model.named_buffers():
+            if name in stored:  # corrections of a router
+                buffer.add_(torch.randn(buffer.shape, generator=generator) * 0.3)
     return model
+
+
+def tiny_family(name: str) -> Family:
+    """Return the family of a name in ``TINY_MODELS``; no model is made."""
+    from .families import family_for_class
+
+    return family_for_class(f"{TINY_MODELS[name][0]}ForCausalLM")
 
 
 def write_byte_tokenizer(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,20 @@ import mobilekit as mk
 from mobilekit.compress import METHODS, Method
 from mobilekit.compress.base import check_order
 from mobilekit.core.errors import UnsupportedModelError, UsageError
-from mobilekit.models.families import FAMILIES, Family, Phase, StateForm, family_of
+from mobilekit.models.families import Family, Phase, StateForm, family_of
 from mobilekit.models.surgery import meta_copy
+from mobilekit.models.tiny import TINY_MODELS, tiny_family
 from mobilekit.schema.plan import Plan, read_plans
 
 IDS = torch.arange(9, 33).reshape(2, 12)
-# fixture of a tiny model -> its family
-MODELS = {"tiny_qwen3": "qwen3", "tiny_qwen3_moe": "qwen3_moe", "tiny_olmoe": "olmoe"}
+# their routers choose groups first, and a plan of the whole layer may not leave those equal
+GROUPED = ("glm4_moe", "deepseek_v2", "deepseek_v3")
+# one tiny model of every other family
+MODELS = [name for name in TINY_MODELS if "-" not in name and name not in GROUPED]
 # settings under which each method is held to the contract; a new method adds its line
 SETTINGS: dict[str, list[dict[str, Any]]] = {
     "aimer": [{"variant": v, "sparsity": 0.375} for v in ("aimer", "random", "magnitude")],
 }
-CASES = [(name, settings) for name in METHODS.names() for settings in SETTINGS[name]]
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
@@ -42,16 +45,21 @@ class Subject:
 
 
 def suits(name: str, model: str) -> bool:
-    return METHODS.get(name).needs <= set(FAMILIES.get(MODELS[model]).units_of)
+    return METHODS.get(name).needs <= set(tiny_family(model).units_of)
 
 
-@pytest.fixture(
-    params=[(n, s, m) for n, s in CASES for m in MODELS if suits(n, m)],
-    ids=lambda p: f"{p[0]}-{p[1].get('variant', 'default')}-{p[2]}",
-)
-def subject(request: pytest.FixtureRequest) -> Subject:
-    name, settings, fixture = request.param
-    return Subject(METHODS.get(name), settings, copy.deepcopy(request.getfixturevalue(fixture)))
+def cases() -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Yield every method on every model that it can act on, and all its settings on one."""
+    for name in METHODS.names():
+        models = [model for model in MODELS if suits(name, model)]
+        yield from ((name, SETTINGS[name][0], model) for model in models)
+        yield from ((name, settings, models[0]) for settings in SETTINGS[name][1:])
+
+
+@pytest.fixture(params=cases(), ids=lambda p: f"{p[0]}-{p[1].get('variant', 'default')}-{p[2]}")
+def subject(request: pytest.FixtureRequest, tiny: Callable[[str], nn.Module]) -> Subject:
+    name, settings, model = request.param
+    return Subject(METHODS.get(name), settings, copy.deepcopy(tiny(model)))
 
 
 def logits(model: Any) -> Tensor:
@@ -78,10 +86,10 @@ def test_every_method_states_what_it_is() -> None:
     ("name", "model"), [(n, m) for n in METHODS.names() for m in MODELS if not suits(n, m)]
 )
 def test_models_without_the_units_are_refused(
-    name: str, model: str, request: pytest.FixtureRequest
+    name: str, model: str, tiny: Callable[[str], nn.Module]
 ) -> None:
     with pytest.raises(UnsupportedModelError, match="Families with"):
-        mk.plan(request.getfixturevalue(model), name)
+        mk.plan(tiny(model), name)
 
 
 def test_config_goes_through_json(subject: Subject) -> None:
@@ -127,9 +135,11 @@ def test_identity_settings_leave_every_bit(subject: Subject) -> None:
 
 def test_saved_result_reloads_to_the_same_output(subject: Subject, tmp_path: Path) -> None:
     plan = subject.plan()
-    result = mk.apply(subject.model, plan)
+    result: Any = mk.apply(subject.model, plan)
     path = mk.save(result, tmp_path / "out")
     loaded = mk.load(path, device="cpu")
+    if "expert" in family_of(result).units_of:  # each form sums in an order of its own
+        result.set_experts_implementation("eager")
     expected = result.state_dict()
     assert loaded.state_dict().keys() == expected.keys()
     assert all(torch.equal(v, expected[k]) for k, v in loaded.state_dict().items())
@@ -142,8 +152,10 @@ def test_sizes_in_the_summary_are_exact(subject: Subject) -> None:
     result = mk.apply(subject.model, plan)
     for when, model in (("before", subject.model), ("after", result)):
         parameters = list(model.parameters())
+        names = model.state_dict().keys()
+        buffers = [b for name, b in model.named_buffers() if name in names]
         assert plan.summary[f"parameters_{when}"] == sum(p.numel() for p in parameters)
-        assert plan.summary[f"bytes_{when}"] == sum(p.nbytes for p in parameters)
+        assert plan.summary[f"bytes_{when}"] == sum(p.nbytes for p in [*parameters, *buffers])
         assert plan.summary[f"active_parameters_{when}"] <= plan.summary[f"parameters_{when}"]
 
 
@@ -159,6 +171,10 @@ def test_restructure_on_meta_gives_the_shapes_of_apply(subject: Subject) -> None
 
 def test_result_can_be_captured(subject: Subject) -> None:
     result: Any = mk.apply(subject.model, subject.plan())
+    if family_of(result).obstacle is not None:  # no class of the family can be, pruned or not
+        with pytest.raises(UnsupportedModelError, match="cannot be exported yet"):
+            family_of(result).export_program(result, Phase("forward", StateForm.RESIDENT, 32))
+        return
     program = family_of(result).export_program(result, Phase("forward", StateForm.RESIDENT, 32))
     captured = torch.export.export(
         program.module, program.example_inputs, dynamic_shapes=program.dynamic_shapes, strict=False

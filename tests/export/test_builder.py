@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +17,10 @@ from mobilekit.export.parity import verify
 from torch import nn
 
 import mobilekit as mk
-from mobilekit.core.errors import CheckFailedError, MobileKitError
+from mobilekit.core.errors import CheckFailedError, MobileKitError, UnsupportedModelError
 from mobilekit.core.files import atomic_write_json, sha256_file
 from mobilekit.models import max_positions
+from mobilekit.models.families import family_of
 from mobilekit.schema.bundle import open_bundle
 from mobilekit.schema.manifest import Manifest
 
@@ -186,3 +189,17 @@ def test_a_checkpoint_without_a_tokenizer_is_not_exported(checkpoint: Path, tmp_
     with pytest.raises(MobileKitError, match="tokenizer"):
         mk.export.build(bare, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["deepseek_v2", "deepseek_v3", "gpt_oss"])
+def test_a_class_without_programs_is_refused_before_any_work(
+    name: str, tiny: Callable[[str], nn.Module], byte_tokenizer: Path, tmp_path: Path
+) -> None:
+    path = mk.save(copy.deepcopy(tiny(name)), tmp_path / "checkpoint")
+    shutil.copytree(byte_tokenizer, path, dirs_exist_ok=True)
+    (path / "model.safetensors").write_bytes(b"damaged")  # no weight is looked at
+    with pytest.raises(UnsupportedModelError, match="cannot be exported yet: ") as caught:
+        mk.export.build(path, tmp_path / "bundle", targets=["onnx"], precisions=["fp32"])
+    assert str(family_of(tiny(name)).obstacle) in caught.value.message
+    assert len(str(caught.value).splitlines()) == 2
+    assert not (tmp_path / "bundle").exists()

@@ -19,6 +19,7 @@ from torch import nn
 
 from mobilekit.core.errors import InvalidInputError
 from mobilekit.models.families import family_of
+from mobilekit.models.families.experts import sparse_blocks
 from mobilekit.models.modules.static_moe import StaticMoE
 from mobilekit.models.tiny import make_tiny
 from mobilekit.runtime.executorch import ExecutorchRuntime
@@ -294,16 +295,10 @@ def test_counted_bytes_are_the_file(name: str, request: pytest.FixtureRequest) -
 
 def test_experts_are_stored_as_int8(moe_int8: Artifact) -> None:
     blobs = [c.data for c in stored_constants(read_pte(moe_int8.path)) if c.dtype == "int8"]
-    for _, path, block in _sparse_blocks(moe_int8.model):
+    for block in sparse_blocks(moe_int8.model):
         for tensor in (block.experts.gate_up_proj, block.experts.down_proj):
             for weight in tensor.detach():
-                assert any(_dequantizes_to(blob, weight) for blob in blobs), path
-
-
-def _sparse_blocks(model: Any) -> list[tuple[int, str, Any]]:
-    from mobilekit.models.families.softmax_experts import sparse_blocks
-
-    return sparse_blocks(model)
+                assert any(_dequantizes_to(blob, weight) for blob in blobs), block.path
 
 
 def _dequantizes_to(blob: bytes, weight: torch.Tensor) -> bool:
@@ -317,8 +312,8 @@ def _dequantizes_to(blob: bytes, weight: torch.Tensor) -> bool:
 
 def test_routers_stay_in_fp32(moe_int8: Artifact) -> None:
     blobs = [c.data for c in stored_constants(read_pte(moe_int8.path)) if c.dtype == "float32"]
-    for _, path, block in _sparse_blocks(moe_int8.model):
-        assert block.gate.weight.detach().numpy().tobytes() in blobs, path
+    for block in sparse_blocks(moe_int8.model):
+        assert block.router.weight.detach().numpy().tobytes() in blobs, block.path
 
 
 def test_metadata_methods_of_the_stock_runner(moe_fp32: Artifact) -> None:

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mobilekit.models.families import Phase, StateForm, family_of
+from mobilekit.models.modules.routing import SoftmaxRouting
 from mobilekit.models.modules.static_moe import StaticMoE
 from mobilekit.runtime.executorch import load_program
 
@@ -42,11 +43,9 @@ def _moe(seed: int = 0, *, normalize: bool = True) -> StaticMoE:
         return torch.randn(*shape, generator=generator) / shape[-1] ** 0.5
 
     return StaticMoE(
-        normal(EXPERTS, D),
+        SoftmaxRouting(normal(EXPERTS, D), top_k=TOP_K, normalize=normalize),
         normal(EXPERTS, 2 * INNER, D),
         normal(EXPERTS, D, INNER),
-        top_k=TOP_K,
-        normalize=normalize,
         act_fn=F.silu,
     )
 

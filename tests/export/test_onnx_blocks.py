@@ -20,6 +20,12 @@ from mobilekit.export.int4 import round_groups
 from torch import nn
 
 from mobilekit.core.errors import InvalidInputError
+from mobilekit.models.modules.routing import (
+    CorrectedSoftmaxRouting,
+    Routing,
+    SigmoidRouting,
+    SoftmaxRouting,
+)
 from mobilekit.models.modules.static_moe import StaticMoE
 
 BITS = pytest.mark.parametrize("bits", [4, 8])
@@ -137,14 +143,24 @@ def test_an_embedding_looks_rows_up(bits: int, depth: int, scale: float, tmp_pat
     np.testing.assert_allclose(found[0], stored.dequantize()[ids[0]].numpy() * scale, atol=1e-5)
 
 
-def _moe(*, normalize: bool, hidden: int = 64, inner: int = 32, act: Any = None) -> StaticMoE:
+def _routing(kind: str, experts: int, hidden: int) -> Routing:
+    rows, correction = _normal(experts, hidden, seed=3), _normal(experts, seed=7) * 0.2
+    if kind == "corrected":
+        return CorrectedSoftmaxRouting(rows, correction, top_k=2, smallest_sum=1e-12)
+    if kind == "grouped":
+        how = {"groups": 4, "chosen_groups": 2, "normalize": True, "scale": 1.5}
+        return SigmoidRouting(rows, correction, top_k=2, **how)
+    return SoftmaxRouting(rows, top_k=2, normalize=kind == "normalized")
+
+
+def _moe(
+    kind: str = "normalized", *, hidden: int = 64, inner: int = 32, act: Any = None
+) -> StaticMoE:
     experts = 8
     return StaticMoE(
-        _normal(experts, hidden, seed=3),
+        _routing(kind, experts, hidden),
         _normal(experts, 2 * inner, hidden, seed=4) * 0.1,
         _normal(experts, hidden, inner, seed=5) * 0.1,
-        top_k=2,
-        normalize=normalize,
         act_fn=act or nn.SiLU(),
     ).requires_grad_(False)
 
@@ -154,21 +170,19 @@ def _with_stored_weights(moe: StaticMoE, made: BlockMoE) -> StaticMoE:
     gate_up, down = (weight.dequantize() for weight in made.stored)
     rows = gate_up.view(moe.num_experts, -1, gate_up.shape[1])
     return StaticMoE(
-        moe.router.weight,
+        moe.routing,
         torch.cat((rows[:, 0::2], rows[:, 1::2]), dim=1),
         down.view(moe.num_experts, -1, down.shape[1]),
-        top_k=moe.top_k,
-        normalize=moe.normalize,
         act_fn=moe.act_fn,
     )
 
 
 @BITS
-@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("kind", ["normalized", "plain", "corrected", "grouped"])
 def test_experts_are_routed_and_computed_as_the_kernel_does(
-    bits: int, normalize: bool, tmp_path: Path
+    bits: int, kind: str, tmp_path: Path
 ) -> None:
-    moe, hidden = _moe(normalize=normalize), _normal(1, 9, 64, seed=6)
+    moe, hidden = _moe(kind), _normal(1, 9, 64, seed=6)
     made = block_experts(moe, f"int{bits}", f"int{bits}")
     assert made is not None
     found, operators = _run(made, hidden, tmp_path / "m.onnx")
@@ -182,8 +196,8 @@ def test_experts_are_routed_and_computed_as_the_kernel_does(
 
 
 def test_experts_that_the_kernel_cannot_do_stay_two_linears() -> None:
-    assert block_experts(_moe(normalize=True), "int4", "int8") is None
-    assert block_experts(_moe(normalize=True), "float", "int4") is None
-    assert block_experts(_moe(normalize=True, inner=24), "int4", "int4") is None
-    assert block_experts(_moe(normalize=True, inner=24), "int8", "int8") is None
-    assert block_experts(_moe(normalize=True, act=nn.GELU()), "int4", "int4") is None
+    assert block_experts(_moe(), "int4", "int8") is None
+    assert block_experts(_moe(), "float", "int4") is None
+    assert block_experts(_moe(inner=24), "int4", "int4") is None
+    assert block_experts(_moe(inner=24), "int8", "int8") is None
+    assert block_experts(_moe(act=nn.GELU()), "int4", "int4") is None

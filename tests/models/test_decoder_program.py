@@ -13,12 +13,23 @@ from torch import Tensor, nn
 from mobilekit.core.errors import UnsupportedModelError, UsageError
 from mobilekit.models.families import Phase, Program, StateForm, family_of
 from mobilekit.models.modules.mamba2 import Mamba2Step
+from mobilekit.models.tiny import TINY_MODELS, tiny_family
 
 LENGTH = 18  # more than three of the tiny models' windows
 CONTEXT = 24
 IDS = torch.arange(1, LENGTH + 1)[None]
 FORMS = list(StateForm)
 CUTS = [[LENGTH], list(range(1, LENGTH + 1)), [1, 5, 6, 13, LENGTH]]
+
+
+EXPORTABLE = [name for name in TINY_MODELS if tiny_family(name).obstacle is None]
+OBSTRUCTED = [name for name in TINY_MODELS if tiny_family(name).obstacle is not None]
+
+
+@pytest.fixture(scope="module", params=EXPORTABLE)
+def tiny_model(request: pytest.FixtureRequest, tiny: Callable[[str], nn.Module]) -> nn.Module:
+    """The tiny model of every family that has programs, in turn."""
+    return tiny(request.param)
 
 
 def exported(model: Any, form: StateForm, length: int | None = None) -> Program:
@@ -60,6 +71,20 @@ def expected(model: Any) -> Tensor:
 
 def assert_close(found: Tensor, wanted: Tensor) -> None:
     torch.testing.assert_close(found, wanted, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", OBSTRUCTED)
+def test_what_cannot_be_captured_is_refused_with_the_reason(
+    tiny: Callable[[str], nn.Module], name: str
+) -> None:
+    model = tiny(name)
+    family = family_of(model)
+    assert family.program is None
+    for call in (family.export_program, family.example_inputs):
+        with pytest.raises(UnsupportedModelError) as caught:
+            call(model, Phase("forward", StateForm.RESIDENT, CONTEXT))
+        assert str(family.obstacle) in caught.value.message
+        assert type(model).__name__ in caught.value.hint
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -115,11 +140,13 @@ def test_position_0_starts_anew_whatever_the_state_holds(tiny_model: nn.Module) 
 def test_export_leaves_the_model_as_it_is(tiny_model: nn.Module) -> None:
     model = copy.deepcopy(tiny_model)
     before = {k: v.clone() for k, v in model.state_dict().items()}
+    flags = [p.requires_grad for p in model.parameters()]
     wanted = expected(model)
     for form in FORMS:
         stepped(exported(model, form), CUTS[0])
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    assert all(p.requires_grad for p in model.parameters())
+    assert [p.requires_grad for p in model.parameters()] == flags
+    assert any(flags)
     assert torch.equal(expected(model), wanted)
 
 

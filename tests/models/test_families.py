@@ -37,11 +37,21 @@ def test_an_unknown_class_is_refused_with_all_that_are_known() -> None:
     assert all(name in caught.value.hint for family in all_families() for name in family.classes)
 
 
+def as_trained(model: nn.Module, dtype: torch.dtype) -> Any:
+    """Return a copy in a dtype, but for what its class keeps in float32: routers, mostly."""
+    result: Any = copy.deepcopy(model)
+    kept = tuple(result._keep_in_fp32_modules_strict)
+    for name, tensor in (*result.named_parameters(), *result.named_buffers()):
+        if not any(part in name for part in kept):
+            tensor.data = tensor.data.to(dtype)
+    return result
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_reload_is_bit_exact_here_and_in_transformers(
     tiny_model: nn.Module, dtype: str, tmp_path: Path
 ) -> None:
-    model: Any = copy.deepcopy(tiny_model).to(getattr(torch, dtype))
+    model: Any = as_trained(tiny_model, getattr(torch, dtype))
     model.generation_config.max_new_tokens = 7
     path = save(model, tmp_path / "a")
     loaded: Any = load(path, device="cpu")
@@ -49,10 +59,13 @@ def test_reload_is_bit_exact_here_and_in_transformers(
     for other in (loaded, stock):
         assert type(other) is type(model)
         state = other.state_dict()
-        assert {v.dtype for v in state.values()} == {getattr(torch, dtype)}
+        assert other.dtype == getattr(torch, dtype)
+        assert all(v.dtype == state[k].dtype for k, v in model.state_dict().items())
         assert state.keys() == model.state_dict().keys()
         assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
         assert other.generation_config.max_new_tokens == 7
+    if "expert" in family_of(model).units_of:  # each form sums in an order of its own
+        stock.set_experts_implementation("eager")
     assert torch.equal(logits(loaded), logits(stock))
     again = save(loaded, tmp_path / "b")
     for name in ("model.safetensors", "config.json"):

@@ -4,7 +4,8 @@ fp16 is what a phone's accelerators compute in. These do not survive it:
 
 * rotary angles: position × frequency needs more than 11 bits (position 500 would be off by up to
   a quarter of a radian);
-* the router: a top-k choice flips on differences that fp16 rounds away;
+* the router: a top-k choice flips on differences that fp16 rounds away. Where it chooses by
+  something else than its weights, it gathers these from the same scores;
 * norms and the residual stream that they read: a hidden state passes 65 504 in some models (its
   mean square in most), and a sum over dozens of layers would be rounded at each. They are a few
   elementwise operations between linears, so that linears still compute in fp16;
@@ -17,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-_EXACT = ("cos", "sin", "reduce_mean", "rsqrt", "topk")
+_EXACT = ("cos", "sin", "gather_along_axis", "reduce_mean", "rsqrt", "topk")
 _DECAYS = ("exp", "softplus")
 # what costs next to nothing in fp32; a linear or matmul does not become fp32 for what reads it
 _ELEMENTWISE = frozenset(

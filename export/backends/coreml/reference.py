@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mobilekit.models.families import Family
-from mobilekit.models.modules.static_moe import StaticMoE
+from mobilekit.models.modules.routing import router_parts
 from mobilekit.runtime.coreml import chunks
 from mobilekit.runtime.eager import EagerProgram
 from mobilekit.schema.manifest import LayerPrecision
@@ -76,7 +76,7 @@ def store_(module: nn.Module, layers: Mapping[str, StoredLayer]) -> None:
 
     The tensors themselves are not touched, since they are also the caller's.
     """
-    exempt = {id(m.router) for m in module.modules() if isinstance(m, StaticMoE)}
+    exempt = router_parts(module)
     wanted: dict[int, LayerPrecision] = {id(la.module): la.precision for la in layers.values()}
     made: dict[tuple[int, str], nn.Parameter] = {}  # shared tensors stay shared
     for child in module.modules():

@@ -27,10 +27,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mobilekit.models.families import Program
-from mobilekit.models.modules.static_moe import StaticMoE, plain_linear
+from mobilekit.models.modules.plain_linear import plain_linear
+from mobilekit.models.modules.static_moe import StaticMoE
 
 # room that the experts' inputs and outputs may take: the file plans for every expert getting all
 # tokens of a call, so the length of a call is bounded by it
@@ -86,7 +86,7 @@ class Expert(nn.Module):
 
 
 class SparseExperts(nn.Module):
-    """Softmax top-k routed experts, each a pair of linears of its own.
+    """Top-k routed experts, each a pair of linears of its own.
 
     Args:
         moe: The block that it takes the place of.
@@ -98,8 +98,7 @@ class SparseExperts(nn.Module):
     def __init__(self, moe: StaticMoE, path: str) -> None:
         super().__init__()
         self.path = path
-        self.router = moe.router
-        self.top_k, self.normalize, self.num_experts = moe.top_k, moe.normalize, moe.num_experts
+        self.routing, self.num_experts = moe.routing, moe.num_experts
         count, inner = moe.num_experts, moe.intermediate_size
         rows = moe.gate_up.weight.detach().view(2, count, inner, -1)
         columns = moe.down.weight.detach().view(-1, count, inner)
@@ -111,13 +110,10 @@ class SparseExperts(nn.Module):
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Return the block's output, shape (1, S, D) like its input."""
         tokens = hidden_states[0]  # (S, D)
-        scores = F.softmax(self.router(tokens.float()), dim=-1)  # the router is float32 always
-        value, index = torch.topk(scores, self.top_k, dim=-1)  # (S, k)
-        if self.normalize:
-            value = value / value.sum(dim=-1, keepdim=True)
+        value, index = self.routing(tokens)  # (S, k), float32 always
         sent = torch.eq(index.unsqueeze(-1), self.expert_ids).sum(dim=-2)  # (S, E), 0 or 1
         made = self._made(tokens, sent, _places(sent, index))  # (S·k, D)
-        made = made.view(-1, self.top_k, tokens.shape[-1])
+        made = made.view(-1, self.routing.top_k, tokens.shape[-1])
         mixed = torch.bmm(value.unsqueeze(1), made.float()).to(tokens.dtype)
         return mixed.view(1, -1, tokens.shape[-1])
 

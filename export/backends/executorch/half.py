@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mobilekit.models.families import Program
 from mobilekit.models.modules.mamba2 import Mamba2Step
+from mobilekit.models.modules.routing import router_parts
 
 
 def halve_(program: Program) -> None:
@@ -23,7 +24,7 @@ def halve_(program: Program) -> None:
     """
     module: Any = program.module
     halves: dict[int, nn.Parameter] = {}
-    whole = {id(m.router) for m in module.modules() if hasattr(m, "router")}
+    whole = router_parts(module)
     whole |= {id(m) for m in module.modules() if isinstance(m, Mamba2Step)}  # not its linears
     for child in [m for m in module.modules() if id(m) not in whole]:
         for name, weight in list(child.named_parameters(recurse=False)):

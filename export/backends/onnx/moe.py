@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mobilekit.models.modules.routing import SoftmaxRouting
 from mobilekit.models.modules.static_moe import StaticMoE
 
 from .layers import CONTRIB
@@ -51,7 +52,7 @@ def block_experts(moe: StaticMoE, gate_up: str, down: str) -> BlockMoE | None:
 
 
 class BlockMoE(nn.Module):
-    """Softmax top-k routed SwiGLU experts in blocks; the router stays float.
+    """Top-k routed SwiGLU experts in blocks; the router stays float.
 
     Args:
         moe: The block that it takes the place of.
@@ -66,8 +67,7 @@ class BlockMoE(nn.Module):
 
     def __init__(self, moe: StaticMoE, gate_up: BlockWeight, down: BlockWeight) -> None:
         super().__init__()
-        self.router = moe.router
-        self.top_k, self.normalize = moe.top_k, moe.normalize
+        self.routing = moe.routing
         self.num_experts, self.intermediate_size = moe.num_experts, moe.intermediate_size
         self.stored = (gate_up, down)
         for name, weight in zip(("gate_up", "down"), self.stored, strict=True):
@@ -79,12 +79,10 @@ class BlockMoE(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Return the block's output, shape (1, S, D) like its input."""
-        logits = self.router(hidden_states).flatten(0, 1)  # (S, E)
+        tokens = hidden_states.flatten(0, 1)  # (S, D)
         if torch.onnx.is_in_onnx_export():
-            return self._emit(hidden_states, logits)
-        weights, chosen = torch.topk(F.softmax(logits, dim=-1), self.top_k, dim=-1)  # (S, k)
-        if self.normalize:
-            weights = weights / weights.sum(dim=-1, keepdim=True)
+            return self._emit(hidden_states, *self._routed(tokens))
+        weights, chosen = self.routing(tokens)  # (S, k)
         output = torch.zeros_like(hidden_states)
         for expert in torch.unique(chosen).tolist():
             token, slot = (chosen == expert).nonzero(as_tuple=True)
@@ -106,23 +104,35 @@ class BlockMoE(nn.Module):
         inner = F.silu(both[:, 0::2]) * both[:, 1::2]
         return F.linear(round_activations(inner, block), self._float[1][index])
 
-    def _emit(self, hidden_states: Tensor, logits: Tensor) -> Tensor:
+    def _routed(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return what the operator chooses by, and the weights that it takes; (S, E) each.
+
+        By itself its weights are a softmax over the chosen k only. A router that chooses by
+        something else than its weights has its own choice handed in: all other weights are zero.
+        """
+        if not isinstance(self.routing, SoftmaxRouting):
+            weights = self.routing.dense(tokens)
+            return weights, weights
+        logits = self.routing.logits(tokens)
+        return logits, None if self.routing.normalize else F.softmax(logits, dim=-1)
+
+    def _emit(self, hidden_states: Tensor, choice: Tensor, weights: Tensor | None) -> Tensor:
         gate_up, _ = self.stored
         first = (self.gate_up_codes, self.gate_up_scales.float(), None)
         second = (self.down_codes, self.down_scales.float(), None)
-        inputs: list[Any] = [hidden_states, logits, *first, *second]
-        if not self.normalize:  # by itself the operator's softmax is over the chosen k only
-            inputs += [None] * 6 + [F.softmax(logits, dim=-1)]
+        inputs: list[Any] = [hidden_states, choice, *first, *second]
+        if weights is not None:
+            inputs += [None] * 6 + [weights]
         return torch.onnx.ops.symbolic(
             f"{CONTRIB}::QMoE",
             inputs,
             {
-                "k": self.top_k,
+                "k": self.routing.top_k,
                 "activation_type": "swiglu",
                 "activation_alpha": 1.0,
                 "activation_beta": 0.0,
                 "swiglu_fusion": 1,
-                "normalize_routing_weights": int(self.normalize),
+                "normalize_routing_weights": int(weights is None),
                 "expert_weight_bits": gate_up.bits,
                 "block_size": gate_up.block,
                 "accuracy_level": ACCURACY_LEVEL,

@@ -14,14 +14,22 @@ if TYPE_CHECKING:
     from torch import nn
 
 FAMILIES: Registry[Family] = Registry("family")
+FAMILIES.register("deepseek_v2", "mobilekit.models.families.deepseek_v2:DEEPSEEK_V2")
+FAMILIES.register("deepseek_v3", "mobilekit.models.families.deepseek_v3:DEEPSEEK_V3")
+FAMILIES.register("ernie4_5_moe", "mobilekit.models.families.ernie4_5_moe:ERNIE4_5_MOE")
 FAMILIES.register("gemma2", "mobilekit.models.families.gemma2:GEMMA2")
 FAMILIES.register("gemma3", "mobilekit.models.families.gemma3:GEMMA3")
+FAMILIES.register("glm4_moe", "mobilekit.models.families.glm4_moe:GLM4_MOE")
+FAMILIES.register("gpt_oss", "mobilekit.models.families.gpt_oss:GPT_OSS")
+FAMILIES.register("granite_moe", "mobilekit.models.families.granite_moe:GRANITE_MOE")
 FAMILIES.register("llama", "mobilekit.models.families.llama:LLAMA")
 FAMILIES.register("mamba2", "mobilekit.models.families.mamba2:MAMBA2")
 FAMILIES.register("mistral", "mobilekit.models.families.mistral:MISTRAL")
+FAMILIES.register("mixtral", "mobilekit.models.families.mixtral:MIXTRAL")
 FAMILIES.register("olmoe", "mobilekit.models.families.olmoe:OLMOE")
 FAMILIES.register("phi3", "mobilekit.models.families.phi3:PHI3")
 FAMILIES.register("qwen2", "mobilekit.models.families.qwen2:QWEN2")
+FAMILIES.register("qwen2_moe", "mobilekit.models.families.qwen2_moe:QWEN2_MOE")
 FAMILIES.register("qwen3", "mobilekit.models.families.qwen3:QWEN3")
 FAMILIES.register("qwen3_moe", "mobilekit.models.families.qwen3_moe:QWEN3_MOE")
 

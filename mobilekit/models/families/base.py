@@ -65,11 +65,13 @@ class UnitGroup:
         kind: Which kind they are.
         layer: Index of the layer.
         count: How many there are now.
-        minimum: How many must stay for the layer to work (an MoE's top-k).
+        minimum: How many must stay for the layer to work (an MoE's top-k, or more where its
+            router chooses groups first).
         partitions: Equal parts, side by side, that must all lose as many (groups of a
             group-limited router); what stays is a multiple of it.
         slices: Every tensor to cut when a unit goes.
         counters: Attributes that follow the count.
+        active: How many one token uses (an MoE's top-k); ``None`` for all of them.
     """
 
     kind: UnitKind
@@ -79,6 +81,7 @@ class UnitGroup:
     slices: tuple[Slice, ...]
     counters: tuple[Counter, ...] = ()
     partitions: int = 1
+    active: int | None = None
 
     def scored_tensors(self, model: nn.Module) -> list[Tensor]:
         """Return the units' own weights, each with the units in dimension 0."""
@@ -152,18 +155,24 @@ class Family:
         task: What the model does, which fixes its bundle interface.
         units_of: For each kind of unit, the function that lists its groups, layer by layer.
         set_count: For each kind, the function that writes the new uniform count into the config.
-        program: Builds the module to capture for a phase.
+        program: Builds the module to capture for a phase; ``None`` where there is an obstacle.
         is_recurrent: Whether the state is a running one: programs then take one token a call, and
             cannot go back to an earlier position but the first.
+        obstacle: What keeps its models from being captured; ``None`` where nothing does.
+        unused: Given a config, the pattern of those stored tensors that the classes have no
+            module for (heads for multi-token prediction): they are left out when a checkpoint is
+            loaded. ``None`` where every stored tensor must have its place.
     """
 
     name: str
     classes: tuple[str, ...]
     task: Task
-    program: Callable[[nn.Module, Phase], Program]
+    program: Callable[[nn.Module, Phase], Program] | None
     units_of: Mapping[str, Callable[[nn.Module], list[UnitGroup]]] = field(default_factory=dict)
     set_count: Mapping[str, Callable[[Any, int], None]] = field(default_factory=dict)
     is_recurrent: bool = False
+    obstacle: str | None = None
+    unused: Callable[[Any], str] | None = None
 
     KINDS: ClassVar[tuple[str, ...]] = ("expert", "head", "channel", "block", "ssm", "image_token")
 
@@ -185,13 +194,32 @@ class Family:
             )
         return self.units_of[kind](model)
 
+    def check_exportable(self) -> None:
+        """Check that programs of this family can be captured.
+
+        Raises:
+            UnsupportedModelError: If they cannot; with what is in the way, and what works.
+        """
+        if self.obstacle is not None:
+            raise UnsupportedModelError(
+                f"models of family {self.name} cannot be exported yet: {self.obstacle}",
+                hint=f"{', '.join(self.classes)} can be loaded, compressed, evaluated and saved "
+                "for transformers.",
+            )
+
     def export_program(self, model: nn.Module, phase: Phase) -> Program:
-        """Return the module to capture for ``phase``; ``model`` itself stays as it is."""
+        """Return the module to capture for ``phase``; ``model`` itself stays as it is.
+
+        Raises:
+            UnsupportedModelError: If the family has an obstacle to it.
+        """
+        self.check_exportable()
+        assert self.program is not None
         return self.program(model, phase)
 
     def example_inputs(self, model: nn.Module, phase: Phase) -> tuple[Any, ...]:
         """Return inputs that the program of ``phase`` can be captured with."""
-        return self.program(model, phase).example_inputs
+        return self.export_program(model, phase).example_inputs
 
 
 def _families_with(kind: str) -> str:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from .base import Family
-from .softmax_experts import experts, program, set_expert_count
+from .experts import ExpertLayout
+from .sparse_program import softmax_routing, sparse_program
+
+_LAYOUT = ExpertLayout("num_experts")
 
 OLMOE = Family(
     name="olmoe",
     classes=("OlmoeForCausalLM",),
     task="causal-lm",
-    program=program,
-    units_of={"expert": experts},
-    set_count={"expert": set_expert_count},
+    program=sparse_program(softmax_routing),
+    units_of={"expert": _LAYOUT.units},
+    set_count={"expert": _LAYOUT.set_count},
 )

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .base import Family
-from .softmax_experts import experts, program, set_expert_count
+from .experts import ExpertLayout
+from .sparse_program import softmax_routing, sparse_program
+
+
+def every_sparse_step(config: Any, layer: int) -> bool:
+    """Say that each ``decoder_sparse_step``-th layer has experts, but ``mlp_only_layers``."""
+    is_step = (layer + 1) % config.decoder_sparse_step == 0
+    return is_step and layer not in config.mlp_only_layers and config.num_experts > 0
+
+
+_LAYOUT = ExpertLayout("num_local_experts", is_sparse=every_sparse_step)
 
 QWEN3_MOE = Family(
     name="qwen3_moe",
     classes=("Qwen3MoeForCausalLM",),
     task="causal-lm",
-    program=program,
-    units_of={"expert": experts},
-    set_count={"expert": set_expert_count},
+    program=sparse_program(softmax_routing),
+    units_of={"expert": _LAYOUT.units},
+    set_count={"expert": _LAYOUT.set_count},
 )

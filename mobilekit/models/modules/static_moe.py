@@ -12,67 +12,71 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from .plain_linear import plain_linear
+from .routing import Routing
 
 
 class StaticMoE(nn.Module):
-    """Softmax top-k routed SwiGLU experts as ``gate_up`` (D → E·2F) and ``down`` (E·F → D).
+    """Top-k routed gated experts as ``gate_up`` (D → E·2F) and ``down`` (E·F → D).
 
     Args:
-        router: Router rows, shape (E, D).
+        routing: Chooses experts and their weights.
         gate_up: Fused gate and up projections, shape (E, 2F, D), gate rows first.
         down: Down projections, shape (E, D, F).
-        top_k: Experts a token.
-        normalize: Whether the top-k probabilities are divided by their sum.
         act_fn: Activation of the gate.
     """
 
     def __init__(
         self,
-        router: Tensor,
+        routing: Routing,
         gate_up: Tensor,
         down: Tensor,
         *,
-        top_k: int,
-        normalize: bool,
         act_fn: Callable[[Tensor], Tensor],
     ) -> None:
         super().__init__()
         self.num_experts, double, hidden_size = gate_up.shape
         self.intermediate_size = double // 2
-        self.top_k, self.normalize, self.act_fn = top_k, normalize, act_fn
-        self.router = plain_linear(router)
+        self.routing, self.act_fn = routing, act_fn
         gate, up = gate_up.detach().chunk(2, dim=1)
         # all gates first, then all ups: one contiguous split in the forward instead of E
         rows = torch.cat([gate.reshape(-1, hidden_size), up.reshape(-1, hidden_size)])
         self.gate_up = plain_linear(rows)
         self.down = plain_linear(down.detach().permute(1, 0, 2).reshape(hidden_size, -1))
-        self.register_buffer("expert_ids", torch.arange(self.num_experts), persistent=False)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Return the block's output, shape (B, S, D) like its input."""
         batch, length, _ = hidden_states.shape
-        weights = self.routing_weights(hidden_states)  # (B, S, E)
+        weights = self.routing.dense(hidden_states).to(hidden_states.dtype)  # (B, S, E)
         gate, up = self.gate_up(hidden_states).chunk(2, dim=-1)  # (B, S, E·F) each
         hidden = self.act_fn(gate) * up
         per_expert = hidden.view(batch, length, self.num_experts, self.intermediate_size)
         weighted = per_expert * weights.unsqueeze(-1)
         return self.down(weighted.reshape(batch, length, -1))  # type: ignore[no-any-return]
 
-    def routing_weights(self, hidden_states: Tensor) -> Tensor:
-        """Return the weight of every expert, shape (B, S, E), zero where it was not chosen."""
-        scores = self.router(hidden_states.to(self.router.weight.dtype))
-        probabilities = F.softmax(scores, dim=-1, dtype=torch.float32)
-        value, index = torch.topk(probabilities, self.top_k, dim=-1)  # (B, S, k)
-        if self.normalize:
-            value = value / value.sum(dim=-1, keepdim=True)
-        chosen = index.unsqueeze(-1) == self.expert_ids  # (B, S, k, E)
-        return (chosen * value.unsqueeze(-1)).sum(dim=-2).to(hidden_states.dtype)
 
+class SharedExpertMoE(nn.Module):
+    """Routed experts beside one that every token goes to.
 
-def plain_linear(weight: Tensor) -> nn.Linear:
-    """Return a bias-free linear that owns a contiguous copy of ``weight``."""
-    out_features, in_features = weight.shape
-    linear = nn.Linear(in_features, out_features, bias=False, device="meta")
-    linear.weight = nn.Parameter(weight.detach().clone().contiguous(), requires_grad=False)
-    return linear
+    Args:
+        experts: The routed ones.
+        shared: The other, (B, S, D) → (B, S, D).
+        name: What it is called in the checkpoint.
+        gate: D → 1; its sigmoid scales the other's output. 1 where ``None``.
+    """
+
+    def __init__(
+        self, experts: StaticMoE, shared: nn.Module, *, name: str, gate: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.experts, self.shared_expert_gate = experts, gate
+        self.add_module(name, shared)
+        self._name = name
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Return the block's output, shape (B, S, D) like its input."""
+        shared: Tensor = self.get_submodule(self._name)(hidden_states)
+        if self.shared_expert_gate is not None:
+            shared = self.shared_expert_gate(hidden_states).sigmoid() * shared
+        return self.experts(hidden_states) + shared  # type: ignore[no-any-return]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from mobilekit.export.backends.coreml import COREML  # noqa: E402
 from mobilekit.export.backends.coreml.precision import kept_operations  # noqa: E402
 from mobilekit.export.precision import Precision  # noqa: E402
 
-from mobilekit.models.families.base import Family  # noqa: E402
+from mobilekit.models.families import Family, family_of  # noqa: E402
 from mobilekit.models.modules.decoder_program import decoder_program  # noqa: E402
 from mobilekit.runtime.coreml import CoreMLRuntime  # noqa: E402
 from mobilekit.runtime.mil import load_program  # noqa: E402
@@ -71,6 +72,23 @@ def test_decays_of_a_state_space_stay_in_fp32() -> None:
 
     expected = {"shifted", "dt", "exponent", "decay", "kept_state", "new", "state"}
     assert _kept(build) == expected
+
+
+@pytest.mark.parametrize("name", ["ernie4_5_moe", "glm4_moe"])
+def test_routers_that_correct_their_choice_stay_in_fp32(
+    tiny: Any, name: str, tmp_path: Path
+) -> None:
+    model = tiny(name)
+    COREML.lower(model, family_of(model), ExportSpec(Precision("fp16"), CONTEXT), tmp_path)
+    for function in load_program(tmp_path / "model.mlpackage").functions.values():
+        routers = [
+            op.outputs[0].dtype.__name__
+            for op in function.operations
+            if op.op_type == "linear" and op.outputs[0].shape[-1] == 8  # experts
+        ]
+        assert routers == ["fp32", "fp32"]
+        gathers = [op for op in function.operations if op.op_type == "gather_along_axis"]
+        assert [op.outputs[0].dtype.__name__ for op in gathers] == ["fp32", "fp32"]
 
 
 @pytest.fixture(scope="module")

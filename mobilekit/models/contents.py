@@ -1,0 +1,52 @@
+"""What of a checkpoint's tensors its class takes, and the dtype that they have in common."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from .families import family_for_class
+from .weights import TensorEntry, stored_dtype
+
+Table = Mapping[str, TensorEntry]
+
+
+def used_and_unused(
+    cls: type[Any], config: Any, table: Table
+) -> tuple[dict[str, TensorEntry], dict[str, TensorEntry]]:
+    """Split a checkpoint's tensors into those that the class has modules for, and the others.
+
+    The others are those that its family expects there to be (see ``Family.unused``); a tensor that
+    nobody expects is among the used ones, for the loader to refuse.
+    """
+    pattern = family_for_class(cls.__name__).unused
+    if pattern is None:
+        return dict(table), {}
+    expression = re.compile(pattern(config))
+    unused = {name: entry for name, entry in table.items() if expression.search(name)}
+    return {name: entry for name, entry in table.items() if name not in unused}, unused
+
+
+def drop_prediction_heads_(config: Any) -> None:
+    """Let a config say that there are no heads for multi-token prediction."""
+    if hasattr(config, "num_nextn_predict_layers"):
+        config.num_nextn_predict_layers = 0
+
+
+def ordinary_tensors(cls: type[Any], table: Table) -> dict[str, TensorEntry]:
+    """Return the tensors whose dtype the class leaves open.
+
+    Others it keeps in float32 beside weights in half precision (routers, their corrections), so
+    that of these alone nothing follows for the rest.
+    """
+    kept = list(cls._keep_in_fp32_modules_strict or ())
+    if any(entry.dtype == "F16" for entry in table.values()):
+        kept += cls._keep_in_fp32_modules or ()
+    rest = {name: e for name, e in table.items() if not any(part in name for part in kept)}
+    return rest or dict(table)
+
+
+def common_dtype(cls: type[Any], table: Table) -> str:
+    """Return the torch name of the dtype that a checkpoint is loaded in to keep every bit."""
+    return stored_dtype(ordinary_tensors(cls, table))

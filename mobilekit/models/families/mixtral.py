@@ -1,0 +1,18 @@
+"""Mixtral mixture-of-experts decoders."""
+
+from __future__ import annotations
+
+from .base import Family
+from .experts import ExpertLayout
+from .sparse_program import softmax_routing, sparse_program
+
+_LAYOUT = ExpertLayout("num_local_experts")
+
+MIXTRAL = Family(
+    name="mixtral",
+    classes=("MixtralForCausalLM",),
+    task="causal-lm",
+    program=sparse_program(softmax_routing),
+    units_of={"expert": _LAYOUT.units},
+    set_count={"expert": _LAYOUT.set_count},
+)
