@@ -92,7 +92,7 @@ def _text(root: Path, files: Iterable[Path]) -> Text:
         text = named[name].read_text(encoding="utf-8", errors="ignore")
         fresh = [p for p in re.split(r"\n\s*\n", text) if p.strip() and p.strip() not in seen]
         seen.update(paragraph.strip() for paragraph in fresh)
-        parts[digests[name][0] < 26].extend(fresh)  # one file in ten is held out
+        parts[digests[name][-1] < 26].extend(fresh)  # one file in ten is held out
         size += sum(map(len, fresh))
     return Text(training=_bytes(parts[False]), heldout=_bytes(parts[True]))
 

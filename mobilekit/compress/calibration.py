@@ -211,8 +211,8 @@ def _text(source: str) -> tuple[str, str]:
         return Path(source).name, read_text(source)
     from mobilekit.data.corpora import training_text
 
-    console.detail("collecting the English text of CPython")
-    return "cpython-training", training_text()
+    with console.progress(None, "collecting CPython's English text", announce=True):
+        return "cpython-training", training_text()
 
 
 def _check_length(model: Any, length: int, prefix: int) -> None:
