@@ -95,8 +95,9 @@ def _output_norms(module: nn.Module, hidden: Tensor, index: Tensor, weights: Ten
     """
     rows = hidden.repeat_interleave(index.shape[1], dim=0)  # (T·k, D)
     ones = torch.ones_like(weights).reshape(-1, 1)
-    outputs = module.forward(rows, index.reshape(-1, 1), ones)
-    return torch.linalg.vector_norm(outputs, dim=-1, dtype=torch.float64).view(index.shape)
+    outputs: Tensor = module.forward(rows, index.reshape(-1, 1), ones)
+    norms: Tensor = torch.linalg.vector_norm(outputs, dim=-1, dtype=torch.float64)
+    return norms.view(index.shape)
 
 
 def _container(group: UnitGroup) -> str:
