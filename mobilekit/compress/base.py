@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -59,15 +59,19 @@ def draft(
     *,
     scores: dict[str, Any],
     warnings: Sequence[str] = (),
+    unused: Collection[str] = (),
 ) -> Plan:
-    """Return a complete plan: the edits with their origin and what they do to the size."""
+    """Return a complete plan: the edits with their origin and what they do to the size.
+
+    Settings that are ``unused`` are left out of it: a plan says what led to it.
+    """
     from mobilekit.models.lineage import provenance
 
     plan = Plan(
         schema="mobilekit.plan/1",
         method=method.name,
         method_version=method.version,
-        config=config.model_dump(mode="json"),
+        config=config.model_dump(mode="json", exclude=set(unused)),
         seed=config.seed,
         parent=provenance(model).parent_hash,
         edits=tuple(edits),

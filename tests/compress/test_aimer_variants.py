@@ -16,8 +16,9 @@ from mobilekit.compress.aimer.config import VARIANTS, AimerConfig, data_variants
 from mobilekit.compress.aimer.routing import expert_statistics
 from mobilekit.compress.aimer.selection import choose_in_parts
 from mobilekit.core.errors import InvalidInputError, UnsupportedModelError, UsageError
-from mobilekit.models.families import family_of
+from mobilekit.models.families import family_for_class, family_of
 from mobilekit.models.surgery import meta_copy
+from mobilekit.models.tiny import TINY_MODELS
 from mobilekit.schema.plan import KeepEdit, Plan
 
 DATA = torch.arange(3, 195).reshape(8, 24)
@@ -144,6 +145,16 @@ def test_what_was_looked_at_is_recorded(on_disk: nn.Module, tmp_path: Path) -> N
     assert "calibration" not in mk.plan(on_disk, "aimer").scores
 
 
+def test_a_plan_names_only_the_settings_that_led_to_it(on_disk: nn.Module) -> None:
+    def named(**settings: Any) -> list[str]:
+        return [key for key in mk.plan(on_disk, "aimer", **settings).config if "calib" in key]
+
+    assert named() == []
+    assert named(variant="ean", data=DATA) == ["calibration_batch_size"]
+    text = {"calibration_tokens": 64, "calibration_length": 32}
+    assert len(named(variant="ean", **text)) == 4
+
+
 def test_the_text_of_a_model_that_was_pruned_in_memory(on_disk: nn.Module) -> None:
     settings = {"variant": "frequency", "calibration_tokens": 64, "calibration_length": 32}
     pruned = mk.apply(on_disk, mk.plan(on_disk, "aimer", sparsity=0.25))
@@ -193,6 +204,30 @@ def test_dead_experts_are_named_where_weights_are_read(lively_moe: Any) -> None:
     for variant in ("ean", "man", "msan"):  # its outputs are nothing
         plan = mk.plan(model, "aimer", variant=variant, sparsity=0.125, data=DATA)
         assert 3 not in kept_by_layer(plan)[1]
+
+
+def routed_names() -> list[str]:
+    """Every tiny model that has routed experts, as far as families go."""
+    classes = {name: f"{prefix}ForCausalLM" for name, (prefix, _) in TINY_MODELS.items()}
+    return [n for n, cls in classes.items() if "expert" in family_for_class(cls).units_of]
+
+
+@pytest.mark.parametrize("variant", ["aimer", "magnitude", "random", "frequency", "reap"])
+@pytest.mark.parametrize("name", routed_names())
+def test_every_family_by_group(name: str, variant: Any, tiny: Any) -> None:
+    model: Any = copy.deepcopy(tiny(name))
+    model.set_experts_implementation("eager")
+    data = DATA if variant in CALIBRATED else None
+    plan = mk.plan(model, "aimer", variant=variant, sparsity=0.5, clip=True, data=data)
+    for group in family_of(model).units(model, "expert"):
+        kept = kept_by_layer(plan)[group.layer]
+        size = group.count // group.partitions
+        in_part = [sum(index // size == part for index in kept) for part in range(group.partitions)]
+        assert len(set(in_part)) == 1
+        assert group.minimum <= len(kept) < group.count
+    pruned: Any = mk.apply(model, plan)
+    with torch.no_grad():
+        assert pruned(DATA).logits.isfinite().all()
 
 
 def test_clip_and_refusal_are_the_same_for_all_variants(lively_moe: nn.Module) -> None:

@@ -32,7 +32,7 @@ def test_count_against_brute_force(
 ) -> None:
     experts = each * partitions
     assume(minimum <= experts)
-    target = round(sparsity * layers * experts)
+    target = round(sparsity * (layers * experts))  # one product, as the code rounds it
     # one expert more or less from each part, whatever that means for the total
     legal = [r for r in range(0, experts + 1, partitions) if experts - r >= minimum]
     any_count = range(0, experts + 1, partitions)

@@ -24,12 +24,8 @@ VARIANTS: dict[Variant, VariantInfo] = {
     "man": VariantInfo("activations", "keeps the largest mean output norm"),
     "msan": VariantInfo("activations", "keeps the largest mean squared output norm"),
 }
-_CALIBRATION = (
-    "calibration_data",
-    "calibration_tokens",
-    "calibration_length",
-    "calibration_batch_size",
-)
+_TEXT = ("calibration_data", "calibration_tokens", "calibration_length")
+_CALIBRATION = (*_TEXT, "calibration_batch_size")
 
 
 class AimerConfig(MethodConfig):
@@ -90,12 +86,18 @@ class AimerConfig(MethodConfig):
     @property
     def has_own_text(self) -> bool:
         """Whether a text, or how much of it, was chosen."""
-        return not all(self._is_default(name) for name in _CALIBRATION[:3])
+        return not all(self._is_default(name) for name in _TEXT)
 
     @property
     def reads_text(self) -> bool:
         """Whether planning turns text into tokens."""
         return self.needs_data
+
+    def unused(self, *, is_given_data: bool) -> tuple[str, ...]:
+        """Return the settings that have no effect on a plan; token ids replace a text."""
+        if not self.needs_data:
+            return _CALIBRATION
+        return _TEXT if is_given_data else ()
 
     def files(self) -> tuple[str, ...]:
         """Return the user's text file, where there is one."""

@@ -77,7 +77,8 @@ class Aimer:
         if note := _note(model, config):
             found["note"] = note
         warnings = [*_repeated(model, groups, removed), *warnings, *scored.warnings]
-        return draft(self, model, config, edits, scores=found, warnings=warnings)
+        unused = config.unused(is_given_data=data is not None)
+        return draft(self, model, config, edits, scores=found, warnings=warnings, unused=unused)
 
     def restructure(self, model: nn.Module, plan: Plan) -> None:
         """Cut experts and router rows, in place."""
