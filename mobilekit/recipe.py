@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import ConfigDict, Field
@@ -17,6 +17,9 @@ from mobilekit.evaluate.config import MobileMMLUConfig, PerplexityConfig
 from mobilekit.profile.config import ProfileConfig
 from mobilekit.schema.manifest import LayerPrecision
 from mobilekit.train.recover import RecoverConfig
+
+if TYPE_CHECKING:
+    from mobilekit.compress.config import MethodConfig
 
 _MAX_BYTES = 1 << 20
 
@@ -80,6 +83,12 @@ class Recipe(StrictModel):
     profile: ProfileConfig | None = None
     evaluate: tuple[EvaluateConfig, ...] = ()
     budget: Budget | None = None
+
+    def method_configs(self) -> list[MethodConfig]:
+        """Return the settings of the compress steps, as their methods have them."""
+        from mobilekit.compress import METHODS
+
+        return [METHODS.get(s.method).Config.parse(s.settings, s.method) for s in self.compress]
 
     def to_json(self, *, of: Iterable[str] | None = None) -> dict[str, Any]:
         """Return the recipe, or some of its keys, as plain JSON values, defaults filled in."""

@@ -45,13 +45,17 @@ def main(
         raise UsageError(
             "give either --method or --plan", hint="For example: --method aimer --set sparsity=0.25"
         )
+    config = None
     if method is not None:
-        compress.METHODS.get(method).Config.parse(parse_settings(setting or []), f"method {method}")
+        chosen = compress.METHODS.get(method)
+        config = chosen.Config.parse(parse_settings(setting or []), f"method {method}")
     elif setting:
         raise UsageError("--set has no effect with --plan", hint="Edit the plan file instead.")
     check_target(out)
     plans = read_plans(plan) if plan is not None else []  # before the weights, which take longer
     source = resolve(model)
+    if config is not None:
+        compress.check_inputs(config, source)
     if not has_tokenizer(source):
         console.warn(f"{model} has no tokenizer; the result cannot be exported without one")
     loaded = load(source, device=device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,7 +11,7 @@ import typer
 from .common import Answer, command
 
 if TYPE_CHECKING:
-    from mobilekit.core.strict import StrictModel
+    from mobilekit.compress.config import MethodConfig, VariantInfo
 
 EPILOG = "Examples: mobilekit methods   ·   mobilekit methods aimer"
 
@@ -34,10 +35,27 @@ def main(
     return Answer(data, headers=("method", "acts on", "summary"), rows=rows)
 
 
-def _settings(name: str, config: type[StrictModel]) -> Answer:
+def _settings(name: str, config: type[MethodConfig]) -> Answer:
     rows: list[list[str]] = []
-    schema: dict[str, Any] = config.model_json_schema()
+    variants = {key: info._asdict() for key, info in config.variants.items()}
+    schema: dict[str, Any] = {**config.model_json_schema(), "variants": variants}
     for key, field in config.model_fields.items():
         rows.append([key, repr(field.default), field.description or ""])
     lines = [f"Settings of {name}, given as --set KEY=VALUE or in a recipe:", ""]
-    return Answer(schema, lines=lines, headers=("setting", "default", "meaning"), rows=rows)
+    return Answer(
+        schema,
+        lines=lines,
+        headers=("setting", "default", "meaning"),
+        rows=rows,
+        closing=_variants(config.variants),
+    )
+
+
+def _variants(variants: Mapping[str, VariantInfo]) -> list[str]:
+    """Return one line a variant: what it needs of calibration, and what it does."""
+    if not variants:
+        return []
+    rows = [("variant", "needs of calibration", "does")]
+    rows += [(name, info.needs, info.summary) for name, info in variants.items()]
+    first, second = (max(len(row[i]) for row in rows) for i in (0, 1))
+    return ["", *(f"{a:{first}}   {b:{second}}   {c}" for a, b, c in rows)]

@@ -45,7 +45,7 @@ def main(
         plan.to_json(),
         headers=("layer", "kept", "removed"),
         rows=plan_rows(plan),
-        closing=["", f"Plan {out / PLAN_FILE}"],
+        closing=["", *_notes(plan), f"Plan {out / PLAN_FILE}"],
     )
 
 
@@ -57,10 +57,15 @@ def make_plan(source: str, method: str, settings: list[str], device: str) -> Pla
 
     chosen = compress.METHODS.get(method)
     parsed = parse_settings(settings)
-    chosen.Config.parse(parsed, f"method {method}")
+    config = chosen.Config.parse(parsed, f"method {method}")
+    compress.check_inputs(config, resolve(source))
     if not has_tokenizer(resolve(source)):
         console.warn(f"{source} has no tokenizer; it can be compressed, but not exported")
     return compress.plan(load(source, device=device), method, **parsed)
+
+
+def _notes(plan: Plan) -> list[str]:
+    return [f"Note: {plan.scores['note']}"] if "note" in plan.scores else []
 
 
 def plan_rows(plan: Plan) -> list[list[str]]:

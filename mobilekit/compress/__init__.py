@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from mobilekit.schema.plan import Plan
 
+    from .config import MethodConfig
+
 METHODS: Registry[Method[Any]] = Registry("method")
 METHODS.register("aimer", "mobilekit.compress.aimer.method:AIMER")
 
@@ -32,7 +34,8 @@ def plan(
     Args:
         model: The model, as ``load`` gives it.
         method: Name of a registered method.
-        data: Calibration batches, for methods that want them.
+        data: Token ids to calibrate on, each batch of shape (B, S), for methods and variants that
+            look at data; without them they use the text that their settings name.
         workdir: Where a long search keeps its state, for methods that search.
         settings: Fields of the method's ``Config``.
 
@@ -73,6 +76,21 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
     return result
 
 
+def check_inputs(config: MethodConfig, source: Path) -> None:
+    """Check, before any weight is read, what planning for a checkpoint will read besides.
+
+    Raises:
+        InvalidInputError: If a text file cannot be read, or there is no tokenizer to encode it.
+    """
+    from mobilekit.data.text import read_text
+    from mobilekit.models import require_tokenizer
+
+    for path in config.files():
+        read_text(path)
+    if config.reads_text:
+        require_tokenizer(source)
+
+
 def _check_history(method: Method[Any], model: nn.Module) -> None:
     from mobilekit.models.lineage import provenance
 
@@ -98,4 +116,4 @@ def _check_parent(plan: Plan, found: str | None) -> None:
         )
 
 
-__all__ = ["METHODS", "Method", "apply", "plan"]
+__all__ = ["METHODS", "Method", "apply", "check_inputs", "plan"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -59,15 +59,19 @@ def draft(
     *,
     scores: dict[str, Any],
     warnings: Sequence[str] = (),
+    unused: Collection[str] = (),
 ) -> Plan:
-    """Return a complete plan: the edits with their origin and what they do to the size."""
+    """Return a complete plan: the edits with their origin and what they do to the size.
+
+    Settings that are ``unused`` are left out of it: a plan says what led to it.
+    """
     from mobilekit.models.lineage import provenance
 
     plan = Plan(
         schema="mobilekit.plan/1",
         method=method.name,
         method_version=method.version,
-        config=config.model_dump(mode="json"),
+        config=config.model_dump(mode="json", exclude=set(unused)),
         seed=config.seed,
         parent=provenance(model).parent_hash,
         edits=tuple(edits),
@@ -82,8 +86,11 @@ def with_summary(method: Method[Any], model: nn.Module, plan: Plan) -> Plan:
 
     ``bytes`` are those of the weights in the model's own dtype; ``active_parameters`` are those
     that one token uses; ``routed_experts`` are counted over all layers, ``null`` without experts.
+    What is ``original`` was there before the first plan that the model went through, and the share
+    ``removed_of_original`` counts what all plans took together, this one included.
     """
     from mobilekit.models.checkpoint import describe
+    from mobilekit.models.lineage import provenance
     from mobilekit.models.surgery import meta_copy
 
     result = meta_copy(model)
@@ -95,7 +102,19 @@ def with_summary(method: Method[Any], model: nn.Module, plan: Plan) -> Plan:
         summary[f"active_parameters_{when}"] = facts["active_parameters"]
         summary[f"routed_experts_{when}"] = _routed_experts(state)
         summary[f"bytes_{when}"] = facts["weight_bytes"]
+    summary.update(_since_the_original(provenance(model).plans, summary))
     return plan.model_copy(update={"summary": summary})
+
+
+def _since_the_original(applied: Sequence[Plan], summary: dict[str, Any]) -> dict[str, Any]:
+    first = applied[0].summary if applied else summary
+    found: dict[str, Any] = {}
+    for what in ("routed_experts", "parameters"):
+        original, after = first.get(f"{what}_before"), summary[f"{what}_after"]
+        known = isinstance(original, int) and original > 0 and after is not None
+        found[f"{what}_original"] = original if known else None
+        found[f"{what}_removed_of_original"] = round(1 - after / original, 6) if known else None
+    return found
 
 
 def _routed_experts(model: nn.Module) -> int | None:

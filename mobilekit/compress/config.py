@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar, Literal, NamedTuple
+
 from pydantic import Field
 
 from mobilekit.core.strict import StrictModel
 
+Needs = Literal["none", "routing", "activations"]
+EMBEDDED_TEXT = "embedded"  # stands for the English text that ships with CPython
+
+
+class VariantInfo(NamedTuple):
+    """What one variant of a method needs besides weights, and what it does."""
+
+    needs: Needs  # of calibration: nothing, which expert got which token, or outputs as well
+    summary: str
+
 
 class MethodConfig(StrictModel):
-    """Base of a method's settings: frozen, unknown keys refused with did-you-mean."""
+    """Base of a method's settings: frozen, unknown keys refused with did-you-mean.
+
+    Attributes:
+        variants: What the values of the field ``variant`` stand for, where there is one.
+    """
+
+    variants: ClassVar[Mapping[str, VariantInfo]] = {}
 
     seed: int = Field(default=0, ge=0, description="Seed of every random choice of the method.")
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether planning turns text into tokens, which takes the model's tokenizer."""
+        return False
+
+    def files(self) -> tuple[str, ...]:
+        """Return the paths of the user's text files that planning reads."""
+        return ()

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from mobilekit.core.errors import InvalidInputError
 
+from .tokenizer import TextTokenizer
+
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["calibration_batches", "encode", "read_text", "token_windows"]
 
 _MAX_TEXT_BYTES = 1 << 30
+_CHARACTERS_A_TOKEN = 6  # to begin with; what is too few is read again, twice as far
 
 
 def read_text(path: str | Path) -> str:
@@ -44,7 +47,14 @@ def read_text(path: str | Path) -> str:
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of ``text`` without special tokens."""
+    """Token ids of ``text`` without special tokens.
+
+    Args:
+        tokenizer: A transformers tokenizer, or a :class:`~mobilekit.data.tokenizer.TextTokenizer`.
+        text: Any text.
+    """
+    if isinstance(tokenizer, TextTokenizer):
+        return tokenizer.encode(text)
     # verbose=False: a whole corpus is longer than the context, which is no reason to warn.
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return [int(token) for token in ids]
@@ -77,41 +87,65 @@ def token_windows(
 
 def calibration_batches(
     tokenizer: Any,
-    text: str | Sequence[int],
+    text: str,
     *,
     num_calibration_samples: int,
     length: int,
     batch_size: int,
     generator: torch.Generator,
+    prefix: Sequence[int] = (),
 ) -> list[torch.Tensor]:
-    """Random windows of ``text``, batched; the same generator state gives the same batches.
+    """Random windows of ``text``, batched; the same generator state gives the same windows.
+
+    Only the windows are encoded, so that a long text costs no more than a short one.
 
     Args:
-        tokenizer: A transformers tokenizer; unused where ``text`` holds token ids already.
-        text: Text, or the token ids of a text.
+        tokenizer: As :func:`encode` takes it.
+        text: Any text.
         num_calibration_samples: Windows in all, at least 1.
-        length: Tokens in a window.
+        length: Tokens in a window, ``prefix`` included.
         batch_size: Windows in a batch; the last batch may be smaller.
         generator: Source of the window positions.
+        prefix: Token ids that every window begins with, such as a begin-of-text token.
 
     Returns:
         Token ids, each of shape (B, S), int64, on the CPU.
 
     Raises:
         InvalidInputError: If the text is shorter than one window.
-        ValueError: If a count is below 1.
+        ValueError: If a count is below 1, or the prefix leaves no room for text.
     """
     import torch
 
     if min(num_calibration_samples, length, batch_size) < 1:
         raise ValueError("num_calibration_samples, length and batch_size must be at least 1")
-    ids = torch.tensor(encode(tokenizer, text) if isinstance(text, str) else list(text))
-    if len(ids) < length:
-        raise InvalidInputError(
-            f"the calibration text holds {len(ids)} tokens, a window needs {length}",
-            hint="Give a longer text or a smaller window length.",
-        )
-    last = len(ids) - length + 1
-    starts = torch.randint(last, (num_calibration_samples,), generator=generator)
-    samples = ids[starts[:, None] + torch.arange(length)]  # (N, S)
-    return list(torch.split(samples.long(), batch_size))
+    if length <= len(prefix):
+        raise ValueError(f"a window of {length} tokens has no room for text after {len(prefix)}")
+    starts = torch.randint(max(1, len(text)), (num_calibration_samples,), generator=generator)
+    inner = length - len(prefix)
+    windows = [[*prefix, *_window(tokenizer, text, start, inner)] for start in starts.tolist()]
+    return list(torch.split(torch.tensor(windows), batch_size))
+
+
+def _window(tokenizer: Any, text: str, start: int, length: int) -> list[int]:
+    """The tokens from a character on; where the text ends before, its last ones."""
+    reach = _CHARACTERS_A_TOKEN * length
+    while True:
+        stop = min(start + reach, len(text))
+        ids = encode(tokenizer, text[start:stop])
+        if len(ids) > length or (len(ids) == length and stop == len(text)):
+            return ids[:length]  # the last token of a cut text may itself be cut
+        if stop == len(text):
+            break
+        reach *= 2
+    while True:
+        begin = max(0, len(text) - reach)
+        ids = encode(tokenizer, text[begin:])
+        if len(ids) >= length:
+            return ids[-length:]
+        if begin == 0:
+            raise InvalidInputError(
+                f"the calibration text holds {len(ids)} tokens, a window needs {length}",
+                hint="Give a longer text or a smaller window length.",
+            )
+        reach *= 2

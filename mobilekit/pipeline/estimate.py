@@ -11,6 +11,8 @@ peak RSS of a process that does the step and nothing else, in MB:
     19.6 M        606 / 547    2052 / 1808     3304 / 2765         768 / 707     668 / 546
     102 M        1269 / 973    4551 / 3876     7477 / 6048        1233 / 1132   1082 / 876
 
+A compress step that looks at 65,536 tokens of the embedded text: 923 / 853 at 2.8 M.
+
 The steps of a run share a process. Memory that a step has freed is given back before the next one,
 but what training has loaded stays, and so does what torch keeps for every length it has met. In one
 process with recovery and two suites on .pte and .onnx, 2.8 M: export 595 / 572, verify 570 / 508,
@@ -21,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 from mobilekit.core.needs import Need
 from mobilekit.export.estimate import MB, PARENT_BASE, ModelFacts, artifact_bytes
@@ -31,6 +34,7 @@ from mobilekit.train.recover import RecoverConfig
 _COMPRESS_COPIES = 4.0  # of the loaded weights: the model, its slices, and what is being written
 _TRAIN_BYTES = 16  # a parameter, in float32: weights, gradients, two moments
 _TEXT = 450 * MB  # the training text, as text and as tokens
+_TEXT_COPIES = 3  # of a user's file: as bytes, as text, and what is made of it
 _ACTIVATIONS = 24  # float32 values a token, layer and hidden unit that backward needs
 _LOGITS = 4  # float32 copies of a batch's logits, gradients included
 _DISTILL_LOGITS = 6.5  # the same for the teacher's, with both softmaxes
@@ -59,7 +63,7 @@ def _needs(recipe: Recipe, facts: ModelFacts, plan: ExportPlan | None) -> Iterat
     if recipe.compress:
         bytes_each = _WEIGHT_BYTES.get(recipe.model.dtype)
         loaded = facts.parameters * bytes_each if bytes_each else facts.weight_bytes
-        yield _alone("compress", _COMPRESS_COPIES * loaded, loaded)
+        yield _alone("compress", _COMPRESS_COPIES * loaded + _calibration_text(recipe), loaded)
     if recipe.recover is not None:
         state = 12 * facts.parameters  # weights and moments, kept for resuming
         yield _alone("recover", _training(recipe.recover, facts), facts.weight_bytes + state)
@@ -76,6 +80,17 @@ def _needs(recipe: Recipe, facts: ModelFacts, plan: ExportPlan | None) -> Iterat
     if recipe.evaluate:
         yield _alone("evaluate", left + _evaluating(facts, recipe))
     yield _alone("report", left)
+
+
+def _calibration_text(recipe: Recipe) -> int:
+    """Return the bytes that the largest text takes which a compress step looks at."""
+    sizes = [0]
+    for config in recipe.method_configs():
+        if config.files():
+            sizes.append(sum(_TEXT_COPIES * Path(path).stat().st_size for path in config.files()))
+        elif config.reads_text:
+            sizes.append(_TEXT)
+    return max(sizes)
 
 
 def _alone(step: str, added: float, disk: int = 0) -> Need:

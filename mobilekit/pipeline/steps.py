@@ -11,9 +11,11 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
+from mobilekit import compress as methods
 from mobilekit.core import console
 from mobilekit.core.device import choose_device
 from mobilekit.core.errors import UsageError
+from mobilekit.core.files import sha256_file
 from mobilekit.core.needs import Need
 from mobilekit.models import (
     checkpoint_hash,
@@ -127,6 +129,8 @@ def preflight(recipe: Recipe) -> Path:
         require_tokenizer(source)
     elif not has_tokenizer(source):
         console.warn(f"{source} has no tokenizer; it can be compressed, but not exported")
+    for config in recipe.method_configs():
+        methods.check_inputs(config, source)
     if recipe.evaluate:
         from . import measuring
 
@@ -168,10 +172,11 @@ def compress(context: Context) -> None:
         "steps": [step.model_dump(mode="json") for step in recipe.compress],
         "seed": recipe.seed,
     }
+    texts = {path for config in recipe.method_configs() for path in config.files()}
+    if texts:  # a text that has changed is looked at anew
+        inputs["texts"] = {path: sha256_file(Path(path)) for path in sorted(texts)}
 
     def work() -> str:
-        from mobilekit import compress as methods
-
         model = load(context.source, device=recipe.model.device, dtype=recipe.model.dtype)
         details = []
         for step in recipe.compress:

@@ -118,6 +118,48 @@ def test_aimer_on_what_it_cannot_prune(verb: str, shelf: Path, refused: Refused)
 
 
 @pytest.mark.parametrize("verb", ["plan", "compress"])
+def test_calibration_text_that_cannot_be_used(
+    verb: str, shelf: Path, tmp_path: Path, refused: Refused
+) -> None:
+    ean = [*AIMER, "--set", "variant=ean", "--out", "new"]
+    refused([verb, shelf / "untokenized", *ean], "has no tokenizer", "Copy the tokenizer files")
+    refused([verb, shelf / "moe", *ean, "--set", "calibration_data=absent.txt"], "does not exist")
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe")
+    refused([verb, shelf / "moe", *ean, "--set", "calibration_data=binary.txt"], "is not UTF-8")
+    (tmp_path / "short.txt").write_text("a few words")
+    whole = ["--set", "calibration_length=128", "--quiet"]
+    short = [*ean, "--set", "calibration_data=short.txt", *whole]
+    refused([verb, shelf / "moe", *short], "holds 11 tokens, a window needs 128")
+    long = [*ean, "--set", "calibration_length=4096"]
+    refused([verb, shelf / "moe", *long], "sequences of 4096 tokens", "calibration_length")
+    unused = [*AIMER, "--set", "calibration_tokens=9", "--out", "new"]
+    refused([verb, shelf / "moe", *unused], "has no effect with variant aimer", "frequency")
+
+
+@pytest.mark.parametrize("verb", ["plan", "compress"])
+def test_a_variant_with_data(
+    verb: str, shelf: Path, tmp_path: Path, mobilekit: Callable[..., Said]
+) -> None:
+    (tmp_path / "mine.txt").write_text("text like what the model is for, over and over. " * 30)
+    text = ["--set", "calibration_data=mine.txt", "--set", "calibration_tokens=512"]
+    length = ["--set", "calibration_length=64", "--set", "variant=reap"]
+    said = mobilekit(verb, shelf / "moe", *AIMER, *text, *length, "--out", "new", "--quiet")
+    assert said.code == 0, said
+    assert said.lines == ()
+    plan = json.loads((tmp_path / "new" / "plan.json").read_text())[0]
+    assert plan["scores"]["calibration"]["name"] == "mine.txt"
+    assert plan["scores"]["calibration"]["tokens"] == 512
+
+
+def test_the_note_is_part_of_the_plan_and_no_warning(
+    shelf: Path, mobilekit: Callable[..., Said]
+) -> None:
+    said = mobilekit("plan", shelf / "moe", *AIMER, "--out", "new", "--quiet")
+    assert said.warnings == ()
+    assert said.out.count("Note: for a model this small, variant ean or frequency may") == 1
+
+
+@pytest.mark.parametrize("verb", ["plan", "compress"])
 def test_without_a_tokenizer_there_is_a_warning(
     verb: str, shelf: Path, mobilekit: Callable[..., Said]
 ) -> None:

@@ -62,6 +62,23 @@ def test_methods_says_what_a_method_does() -> None:
     assert aimer["summary"].startswith("Remove the experts")
 
 
+def test_methods_says_what_each_variant_needs() -> None:
+    from mobilekit.compress.aimer.config import VARIANTS
+
+    shown = run("methods", "aimer").stdout
+    needs = {line.split()[0]: line.split()[1] for line in shown.splitlines() if line.split()}
+    assert {name: needs[name] for name in VARIANTS} == {
+        **dict.fromkeys(("aimer", "random", "magnitude"), "none"),
+        **dict.fromkeys(("frequency", "seer"), "routing"),
+        **dict.fromkeys(("ean", "reap", "man", "msan"), "activations"),
+    }
+    schema = json.loads(run("methods", "aimer", "--json").stdout)
+    assert {name: entry["needs"] for name, entry in schema["variants"].items()} == {
+        name: info.needs for name, info in VARIANTS.items()
+    }
+    assert "calibration_tokens" in schema["properties"]
+
+
 def test_version() -> None:
     import mobilekit
 

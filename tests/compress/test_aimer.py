@@ -98,6 +98,10 @@ def test_sizes_are_exact(lively_moe: nn.Module, tmp_path: Path) -> None:
         "active_parameters_after": dense - 2 * 6 * 3 * 32 * 64 - 2 * 3 * 64,
         "routed_experts_before": 16,
         "routed_experts_after": 10,
+        "routed_experts_original": 16,
+        "routed_experts_removed_of_original": 0.375,
+        "parameters_original": dense,
+        "parameters_removed_of_original": round(gone / dense, 6),
         "bytes_before": 4 * dense,
         "bytes_after": 4 * (dense - gone),
     }
@@ -216,7 +220,19 @@ def test_pruning_twice_is_recorded_in_order(lively_moe: nn.Module, tmp_path: Pat
     assert [p.parent for p in plans] == [checkpoint_hash(tmp_path / n) for n in ("0", "1")]
     assert [p.summary["routed_experts_after"] for p in plans] == [12, 10]  # 3 of 12: 1 or 2 a layer
     assert plans[0].warnings == ()
-    assert "pruned by aimer before (from 16 routed experts)" in plans[1].warnings[0]
+    assert plans[1].warnings[0] == (
+        "this model was pruned by aimer before (from 16 routed experts, of which 37.5% will be "
+        "gone); the sparsity is of those that are left"
+    )
+    dense = plans[0].summary["parameters_before"]
+    for plan in plans:
+        summary = plan.summary
+        assert summary["routed_experts_original"] == 16
+        assert summary["parameters_original"] == dense
+        gone = 1 - summary["routed_experts_after"] / 16
+        assert summary["routed_experts_removed_of_original"] == gone
+        gone = 1 - summary["parameters_after"] / dense
+        assert summary["parameters_removed_of_original"] == pytest.approx(gone, abs=1e-6)
     assert provenance(model).plans == tuple(plans)
     assert model.config.num_experts == 5  # type: ignore[union-attr]
 
@@ -288,8 +304,10 @@ def test_misspelt_settings_methods_and_variants(lively_moe: nn.Module) -> None:
         mk.plan(lively_moe, "aimer", sparsty=0.5)
     with pytest.raises(UsageError, match="did you mean 'aimer'"):
         mk.plan(lively_moe, "aimmer")
-    with pytest.raises(InvalidInputError, match="'variant' is 'reap'"):
-        mk.plan(lively_moe, "aimer", variant="reap")
+    with pytest.raises(
+        InvalidInputError, match="'variant' is 'magnitud'; did you mean 'magnitude'"
+    ):
+        mk.plan(lively_moe, "aimer", variant="magnitud")
 
 
 def test_keeping_fewer_than_top_k_is_refused_or_clipped(lively_moe: nn.Module) -> None:

@@ -1,6 +1,7 @@
 import hashlib
 import json
 from importlib import resources
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from mobilekit.core.errors import InvalidInputError
 from mobilekit.data import corpora
 from mobilekit.data.corpora import Document
-from mobilekit.data.text import calibration_batches, encode, read_text, token_windows
+from mobilekit.data.text import calibration_batches, read_text, token_windows
 
 
 class ByteTokenizer:
@@ -130,13 +131,59 @@ def test_calibration_batches_repeat_with_the_seed():
         assert bytes(row.tolist()).decode() in text
 
 
+def test_calibration_windows_do_not_depend_on_the_batch_size():
+    import torch
+
+    text = "the quick brown fox jumps over the lazy dog " * 10
+
+    def draw(batch_size: int) -> torch.Tensor:
+        batches = calibration_batches(
+            ByteTokenizer(),
+            text,
+            num_calibration_samples=7,
+            length=9,
+            batch_size=batch_size,
+            generator=torch.Generator().manual_seed(1),
+            prefix=(1, 2),
+        )
+        return torch.cat(batches)
+
+    assert draw(7).shape == (7, 9)
+    assert all(torch.equal(draw(size), draw(7)) for size in (1, 2, 3))
+    assert draw(7)[:, :2].tolist() == [[1, 2]] * 7
+
+
+class RunTokenizer(ByteTokenizer):
+    """A token is a run of one character, however long."""
+
+    def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
+        return {"input_ids": [len(list(run)) for _, run in groupby(text)]}
+
+
+def test_calibration_reads_on_where_tokens_are_long():
+    import torch
+
+    text = "".join(letter * 500 for letter in "abcdefghij")
+    batches = calibration_batches(
+        RunTokenizer(),
+        text,
+        num_calibration_samples=40,
+        length=4,
+        batch_size=40,
+        generator=torch.Generator().manual_seed(2),
+    )
+    for window in batches[0].tolist():
+        assert window[1:] == [500, 500, 500]  # none is cut but the one it begins in
+        assert 1 <= window[0] <= 500
+
+
 def test_calibration_text_may_be_exactly_one_window_but_not_shorter():
     import torch
 
     def draw(text: str) -> list[torch.Tensor]:
         return calibration_batches(
             ByteTokenizer(),
-            encode(ByteTokenizer(), text),
+            text,
             num_calibration_samples=1,
             length=4,
             batch_size=1,

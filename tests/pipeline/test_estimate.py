@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -107,3 +108,16 @@ def test_what_a_run_holds_on_to_is_counted_in_every_later_step() -> None:
     for step, peak in {"export": 572, "verify": 508, "evaluate": 848}.items():
         assert 1 <= trained[step].own_bytes / (peak * MB) <= 1.5
     assert trained["export"].memory_bytes > plan.need.memory_bytes
+
+
+def test_the_text_that_a_compress_step_looks_at_is_counted(tmp_path: Path) -> None:
+    facts = MEASURED[0].facts
+    (tmp_path / "mine.txt").write_bytes(b"a" * MB)
+
+    def peak(**step: str) -> int:
+        return needs_of(facts, compress=[{"method": "aimer", **step}])["compress"].memory_bytes
+
+    embedded, own = {"variant": "ean"}, {"calibration_data": str(tmp_path / "mine.txt")}
+    assert peak(**embedded) >= 853 * MB  # measured, 65,536 tokens
+    assert peak() == peak(variant="magnitude")
+    assert peak() + MB < peak(**embedded, **own) < peak(**embedded)

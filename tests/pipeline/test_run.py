@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -88,6 +89,35 @@ def test_a_changed_text_is_scored_anew(moe_checkpoint: Path, tmp_path: Path) -> 
     mk.run(steps, tmp_path / "run")
     text.write_text("quite another text of a few words, never seen before")
     assert not any(cached(mk.run(steps, tmp_path / "run", resume=True)).values())
+
+
+def test_a_changed_calibration_text_is_looked_at_anew(moe_checkpoint: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    step = {"method": "aimer", "variant": "ean", "sparsity": 0.25, "calibration_length": 16}
+    step |= {"calibration_data": str(text), "calibration_tokens": 160}
+    steps = recipe(moe_checkpoint, compress=[step], evaluate=[])
+    text.write_text("one text of a few words, again and again and again")
+    mk.run(steps, tmp_path / "run")
+    assert all(cached(mk.run(steps, tmp_path / "run", resume=True)).values())
+    text.write_text("quite another text of a few words, never seen before")
+    assert not any(cached(mk.run(steps, tmp_path / "run", resume=True)).values())
+    plan = json.loads((tmp_path / "run" / "checkpoint" / "plan.json").read_text())[0]
+    assert plan["scores"]["calibration"]["tokens"] == 160
+
+
+@pytest.mark.parametrize("name", ["text", "tokenizer"])
+def test_what_calibration_lacks_is_found_before_any_work(
+    name: str, tiny_qwen3_moe: Any, moe_checkpoint: Path, tmp_path: Path
+) -> None:
+    step: dict[str, Any] = {"method": "aimer", "variant": "seer"}
+    source = moe_checkpoint
+    if name == "text":
+        step["calibration_data"] = str(tmp_path / "absent.txt")
+    else:
+        source = mk.save(copy.deepcopy(tiny_qwen3_moe), tmp_path / "bare")
+    with pytest.raises(MobileKitError, match="does not exist|has no tokenizer"):
+        mk.run(recipe(source, compress=[step], evaluate=[]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_damaged_output_is_made_anew(moe_checkpoint: Path, tmp_path: Path) -> None:

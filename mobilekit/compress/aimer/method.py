@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mobilekit.compress.base import draft
-from mobilekit.core.errors import InvalidInputError, UnsupportedModelError, UsageError
-from mobilekit.core.seeds import generator
+from mobilekit.models import has_tokenizer
 from mobilekit.models.families import UnitGroup, family_of
 from mobilekit.models.lineage import provenance
 from mobilekit.schema.plan import KeepEdit, Plan
@@ -17,15 +16,17 @@ from mobilekit.schema.plan import KeepEdit, Plan
 from .config import AimerConfig, Variant
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
-_WHOLE_FLOATS = {"float64", "float32", "float16", "bfloat16"}
+_SMALL = 1_000_000_000  # parameters below which the note is given; what was measured is far below
 
 
 class Aimer:
     """Remove the experts whose weights are spread most evenly; no data, no forward pass.
 
-    Source: arXiv 2603.18492; baselines ``random`` and ``magnitude`` as there.
+    Variants rank experts by other criteria, some of them by calibration data.
+
+    Source: arXiv 2603.18492, with its baselines; ``man`` and ``msan`` from arXiv 2606.15716.
     """
 
     name = "aimer"
@@ -38,36 +39,46 @@ class Aimer:
     def plan(
         self, model: nn.Module, config: AimerConfig, data: Any = None, workdir: Path | None = None
     ) -> Plan:
-        """Choose the experts to keep, the same number in every layer.
+        """Choose the experts to keep, the same number in every layer and group of a layer.
+
+        Args:
+            model: The model; it stays as it is.
+            config: The settings.
+            data: Token ids for a variant that needs data, as batches of shape (B, S); without
+                them it looks at the text of ``config.calibration_data``.
+            workdir: Not used.
 
         Raises:
-            UsageError: If fewer experts than the router's top-k would stay and ``clip`` is off,
-                or layers have different numbers of experts.
-            InvalidInputError: If an expert's weights are not finite.
+            UsageError: If fewer experts than the router needs would stay and ``clip`` is off,
+                layers have different numbers of experts, or data does not go with the variant.
+            InvalidInputError: If weights or activations are not finite, or a text cannot be used.
             UnsupportedModelError: If the weights are quantized or not there.
         """
-        from .score import choose_pruned
+        from .scoring import score_experts
+        from .selection import choose_in_parts, count_removed
 
         groups = family_of(model).units(model, "expert")
-        removed, warnings = _count(groups, config)
-        warnings = [*_repeated(model), *warnings]
+        removed, warnings = count_removed(groups, config.sparsity, clip=config.clip)
+        scored = score_experts(model, groups, config, data)
         edits, layers = [], []
-        for group in groups:
-            scores = _layer_scores(model, group, config)
-            dead = [i for i, score in enumerate(scores) if math.isinf(score)]
-            if dead:
-                warnings.append(f"layer {group.layer}: experts {dead} are all zeros, removed first")
-            pruned = choose_pruned(_removable(scores, config.variant), removed)
+        for group, scores in zip(groups, scored.layers, strict=True):
+            pruned = choose_in_parts(_removable(scores, config.variant), removed, group.partitions)
             kept = [i for i in range(group.count) if i not in set(pruned)]
             edits.append(KeepEdit(unit="expert", layer=group.layer, indices=tuple(kept)))
             shown = [None if math.isinf(score) else score for score in scores]
             layers.append({"layer": group.layer, "scores": shown, "kept": kept, "pruned": pruned})
-        found = {
+        found: dict[str, Any] = {
             "criterion": config.variant,
             "larger_is": "removable" if config.variant == "aimer" else "important",
             "layers": layers,
         }
-        return draft(self, model, config, edits, scores=found, warnings=warnings)
+        if scored.calibration is not None:
+            found["calibration"] = scored.calibration
+        if note := _note(model, config):
+            found["note"] = note
+        warnings = [*_repeated(model, groups, removed), *warnings, *scored.warnings]
+        unused = config.unused(is_given_data=data is not None)
+        return draft(self, model, config, edits, scores=found, warnings=warnings, unused=unused)
 
     def restructure(self, model: nn.Module, plan: Plan) -> None:
         """Cut experts and router rows, in place."""
@@ -85,87 +96,29 @@ class Aimer:
         return AimerConfig(sparsity=0.0)
 
 
-def _count(groups: Sequence[UnitGroup], config: AimerConfig) -> tuple[int, list[str]]:
-    """Return how many experts every layer loses, and what to say about it."""
-    from .score import uniform_count
-
-    experts = [group.count for group in groups]
-    if len(set(experts)) > 1:
-        raise UsageError(
-            f"layers have different numbers of experts ({min(experts)} to {max(experts)})",
-            hint="aimer removes the same number from every layer: start from a uniform model.",
-        )
-    choice = uniform_count(config.sparsity, experts, [group.minimum for group in groups])
-    warnings = []
-    if choice.wanted > choice.largest:
-        text = (
-            f"sparsity {config.sparsity:g} leaves {experts[0] - choice.wanted} of {experts[0]} "
-            f"experts a layer, fewer than the router's top-{experts[0] - choice.largest}"
-        )
-        legal = math.floor(choice.largest / experts[0] * 10_000) / 10_000
-        if not config.clip:
-            raise UsageError(
-                text, hint=f"Use a sparsity of at most {legal:g}, or set clip=true to stop there."
-            )
-        warnings.append(f"{text}; clipped to {choice.largest} removed a layer")
-    elif choice.removed * len(groups) != choice.target:
-        warnings.append(
-            f"sparsity {config.sparsity:g} asks for {choice.target} of {sum(experts)} experts; "
-            f"the nearest equal number a layer is {choice.removed}, "
-            f"{choice.removed * len(groups)} in all"
-        )
-    if config.sparsity > 0 and choice.removed == 0:
-        warnings.append(f"sparsity {config.sparsity:g} removes no expert at all")
-    return choice.removed, warnings
-
-
-def _repeated(model: nn.Module) -> list[str]:
+def _repeated(model: nn.Module, groups: Sequence[UnitGroup], removed: int) -> list[str]:
+    """Say that indices and sparsity are those of a model that was pruned before."""
     earlier = [plan for plan in provenance(model).plans if plan.method == Aimer.name]
     if not earlier:
         return []
     original = earlier[0].summary.get("routed_experts_before")
-    return [
-        f"this model was pruned by aimer before (from {original} routed experts); "
-        "the sparsity is of those that are left"
-    ]
+    text = "this model was pruned by aimer before"
+    if isinstance(original, int) and original > 0:
+        gone = 1 - sum(group.count - removed for group in groups) / original
+        text += f" (from {original} routed experts, of which {gone:.1%} will be gone)"
+    return [f"{text}; the sparsity is of those that are left"]
 
 
-def _layer_scores(model: nn.Module, group: UnitGroup, config: AimerConfig) -> list[float]:
-    """Return one score an expert; +inf marks an expert that is all zeros."""
-    import torch
-
-    from .score import aimer_scores, magnitude_scores, rounded
-
-    if config.variant == "random":
-        stream = generator(config.seed, f"aimer.random.layer{group.layer}")
-        return rounded(torch.rand(group.count, generator=stream))
-    tensors = group.scored_tensors(model)
-    _check_loaded(tensors, group.layer)
-    values = (aimer_scores if config.variant == "aimer" else magnitude_scores)(tensors)
-    if not bool(values.isfinite().all()):  # a dead expert, or weights that are not finite
-        _check_finite(tensors, group.layer)
-    return rounded(values)
-
-
-def _check_loaded(tensors: Sequence[Tensor], layer: int) -> None:
-    for tensor in tensors:
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        if tensor.is_meta or dtype not in _WHOLE_FLOATS:
-            found = "not loaded" if tensor.is_meta else dtype
-            raise UnsupportedModelError(
-                f"expert weights of layer {layer} are {found}, expected 16- to 64-bit floats",
-                hint="Load the float checkpoint; compress before you quantize.",
-            )
-
-
-def _check_finite(tensors: Sequence[Tensor], layer: int) -> None:
-    whole = [tensor.isfinite().flatten(1).all(dim=1).tolist() for tensor in tensors]
-    for expert, finite in enumerate(zip(*whole, strict=True)):
-        if not all(finite):
-            raise InvalidInputError(
-                f"expert {expert} of layer {layer} has weights that are NaN or infinite",
-                hint="The checkpoint is damaged, or its training diverged: use another one.",
-            )
+def _note(model: nn.Module, config: AimerConfig) -> str:
+    """Return advice where a calibrated variant can be had, and was better in our own experiment."""
+    source = provenance(model).source
+    small = sum(parameter.numel() for parameter in model.parameters()) < _SMALL
+    if config.variant != "aimer" or not small or source is None or not has_tokenizer(source):
+        return ""
+    return (
+        "for a model this small, variant ean or frequency may be better where there is text to "
+        "calibrate on: compare on held-out text"
+    )
 
 
 def _removable(scores: Sequence[float], variant: Variant) -> list[float]:
