@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
@@ -58,6 +58,24 @@ class FullLogits(Protocol):
         """Return the logits of all positions of one sequence, (S,) → (S, V); needs no cache."""
 
 
+@runtime_checkable
+class BatchedLogits(Protocol):
+    """A runtime that can run several prompts at once (torch checkpoints)."""
+
+    def batched_logits(self, prompts: Sequence[Tokens]) -> Iterator[tuple[int, Logits]]:
+        """Yield (index into ``prompts``, logits (V,) of that prompt's last token), in any order.
+
+        The prompts, each (S,), are known to fit; neither needs the cache nor changes it.
+        """
+
+
+@runtime_checkable
+class HasCursor(Protocol):
+    """A runtime that says where it can go on from, so that prompts can share a prefix."""
+
+    cursor: Cursor
+
+
 class Cursor:
     """Where a runtime's state stands: which calls it can answer, and what it holds after them.
 
@@ -65,15 +83,25 @@ class Cursor:
         vocab_size: V.
         context_length: Most positions that the cache can hold.
         is_recurrent: Whether it keeps a running state, which holds for its last token only.
+        chunk: Tokens that one call of a fixed length takes, where others go in one by one;
+            ``None`` where any number goes in at once.
 
     Attributes:
         held: Positions that the state holds.
     """
 
-    def __init__(self, *, vocab_size: int, context_length: int, is_recurrent: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        context_length: int,
+        is_recurrent: bool = False,
+        chunk: int | None = None,
+    ) -> None:
         self.vocab_size = vocab_size
         self.context_length = context_length
         self.is_recurrent = is_recurrent
+        self.chunk = chunk
         self.held = 0
 
     def reset(self) -> None:

@@ -63,19 +63,22 @@ class CoreMLRuntime:
         is_mac = sys.platform == "darwin"
         self._engine: _Engine = _CoreML(path, lengths) if is_mac else _Evaluator(path)
         self.name, self.version = self._engine.name, self._engine.version
-        self._cursor = Cursor(
-            vocab_size=vocab_size, context_length=context_length, is_recurrent=_is_recurrent(path)
+        self.cursor = Cursor(
+            vocab_size=vocab_size,
+            context_length=context_length,
+            is_recurrent=_is_recurrent(path),
+            chunk=self._chunk,
         )
 
     def reset(self) -> None:
         """Forget everything."""
         self._engine.reset()
-        self._cursor.reset()
+        self.cursor.reset()
 
     def forward(self, tokens: Tokens, position: int) -> Logits:
         """Return the logits of the last token, shape (V,), float32."""
         logits = None
-        with self._cursor.call(tokens, position):
+        with self.cursor.call(tokens, position):
             for function, start, stop in chunks(len(tokens), self._chunk):
                 feeds = {
                     "input_ids": np.asarray(tokens[start:stop], dtype=np.int32)[None],

@@ -54,7 +54,7 @@ class EagerProgram:
         self.vocab_size = vocab_size
         self.name = name
         is_recurrent = any(getattr(m, "is_recurrent", False) for m in module.modules())
-        self._cursor = Cursor(
+        self.cursor = Cursor(
             vocab_size=vocab_size, context_length=context_length, is_recurrent=is_recurrent
         )
         self.reset()
@@ -63,12 +63,12 @@ class EagerProgram:
     def reset(self) -> None:
         """Forget everything."""
         self.module.reset()
-        self._cursor.reset()
+        self.cursor.reset()
 
     @torch.no_grad()
     def forward(self, tokens: Tokens, position: int) -> Logits:
         """Return the logits of the last token, shape (V,), float32."""
-        with self._cursor.call(tokens, position):
+        with self.cursor.call(tokens, position):
             ids = torch.from_numpy(np.ascontiguousarray(tokens, dtype=np.int64))[None]
             logits = self.module(ids, torch.tensor([position]))
         return logits[0, -1].float().numpy()

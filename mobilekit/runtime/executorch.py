@@ -58,7 +58,7 @@ class ExecutorchRuntime:
         self.version: str = importlib.metadata.version("executorch")
         shape: tuple[int, ...] = self._method.metadata.input_tensor_meta(0).sizes()
         self._longest = shape[1]  # of a dynamic shape this is the upper bound
-        self._cursor = Cursor(
+        self.cursor = Cursor(
             vocab_size=vocab_size,
             context_length=context_length,
             is_recurrent=self._constant(RECURRENT, default=False),
@@ -66,14 +66,14 @@ class ExecutorchRuntime:
 
     def reset(self) -> None:
         """Forget everything; the next call must start at position 0."""
-        self._cursor.reset()
+        self.cursor.reset()
 
     def forward(self, tokens: Tokens, position: int) -> Logits:
         """Return the logits of the last token, shape (V,), float32.
 
         A prompt longer than one call of the program takes is given to it in parts.
         """
-        with self._cursor.call(tokens, position):
+        with self.cursor.call(tokens, position):
             ids = np.ascontiguousarray(tokens, dtype=np.int64)
             for start in range(0, len(ids), self._longest):
                 logits = self._run(ids[start : start + self._longest], position + start)

@@ -52,17 +52,17 @@ class OnnxRuntime:
         self._binding.bind_ortvalue_output("logits", self._logits)
         self._bind_cache()
         self._states = [(s.name, *map(self._buffer, (s.shape, s.shape))) for s in self._running()]
-        self._cursor = Cursor(
+        self.cursor = Cursor(
             vocab_size=vocab_size, context_length=context_length, is_recurrent=bool(self._states)
         )
 
     def reset(self) -> None:
         """Forget everything: rows of the cache past the position are never read."""
-        self._cursor.reset()
+        self.cursor.reset()
 
     def forward(self, tokens: Tokens, position: int) -> Logits:
         """Return the logits of the last token, shape (V,), float32."""
-        with self._cursor.call(tokens, position):
+        with self.cursor.call(tokens, position):
             ids = np.ascontiguousarray(tokens, dtype=np.int64)[None]
             if self._states:
                 self._step(ids, position)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from mobilekit.models.families import family_of
 from mobilekit.models.modules.cache import cache_argument
 
 from .base import Cursor, Logits, Tokens, check_span
+from .batches import batched_logits
 
 _ENDLESS = 1 << 20  # positions to offer where the model sets no bound
 
@@ -35,7 +37,7 @@ class TorchRuntime:
         self.vocab_size: int = config.vocab_size
         most = getattr(config, "max_position_embeddings", _ENDLESS)
         self.context_length: int = context_length or most
-        self._cursor = Cursor(
+        self.cursor = Cursor(
             vocab_size=self.vocab_size,
             context_length=self.context_length,
             is_recurrent=family_of(model).is_recurrent,
@@ -44,17 +46,17 @@ class TorchRuntime:
 
     def reset(self) -> None:
         """Forget everything."""
-        self._cursor.reset()
+        self.cursor.reset()
         self._empty_cache()
 
     def _empty_cache(self) -> None:
         # without a config every layer keeps all positions, since a window cannot be gone back from
-        self._cache = DynamicCache(config=self.model.config if self._cursor.is_recurrent else None)
+        self._cache = DynamicCache(config=self.model.config if self.cursor.is_recurrent else None)
 
     @torch.inference_mode()
     def forward(self, tokens: Tokens, position: int) -> Logits:
         """Return the logits of the last token, shape (V,), float32."""
-        with self._cursor.call(tokens, position):
+        with self.cursor.call(tokens, position):
             self._go_back_to(position)
             output = self.model(
                 input_ids=self._ids(tokens),
@@ -67,7 +69,7 @@ class TorchRuntime:
     def _go_back_to(self, position: int) -> None:
         if position == 0:
             self._empty_cache()
-        elif not self._cursor.is_recurrent:  # which can only go on
+        elif not self.cursor.is_recurrent:  # which can only go on
             layers: Any = self._cache.layers
             for layer in layers:  # of several lengths, after a call that failed
                 if (excess := layer.get_seq_length() - position) > 0:
@@ -79,6 +81,10 @@ class TorchRuntime:
         check_span(len(tokens), 0, self.context_length)
         output = self.model(input_ids=self._ids(tokens), use_cache=False)
         return self._numpy(output.logits[0])
+
+    def batched_logits(self, prompts: Sequence[Tokens]) -> Iterator[tuple[int, Logits]]:
+        """Yield (index, logits (V,), float32) of each prompt's last token, many in one pass."""
+        return batched_logits(self.model, prompts)
 
     def _ids(self, tokens: Tokens) -> torch.Tensor:
         ids = torch.from_numpy(np.ascontiguousarray(tokens, dtype=np.int64))

@@ -20,6 +20,7 @@ from mobilekit.core.errors import InvalidInputError, UsageError  # noqa: E402
 from mobilekit.runtime.coreml import CoreMLRuntime, chunks  # noqa: E402
 from mobilekit.runtime.mil import load_functions  # noqa: E402
 from mobilekit.runtime.mil.tools import quiet  # noqa: E402
+from mobilekit.runtime.prompts import prompt_logits  # noqa: E402
 
 CONTEXT, VOCAB, PREFILL = 16, 32, 4
 WEIGHTS = Path("Data/com.apple.CoreML/weights/weight.bin")
@@ -241,3 +242,14 @@ def test_a_gap_or_a_wrong_id_is_not_answered_in_silence(runtime: CoreMLRuntime) 
     for token in (-1, VOCAB):
         with pytest.raises(UsageError, match=f"token id {token} is not in the vocabulary"):
             runtime.forward(np.asarray([token]), 3)
+
+
+def test_prompts_that_share_a_beginning_go_in_by_whole_chunks(runtime: CoreMLRuntime) -> None:
+    called: list[str] = []
+    run = runtime._engine.run
+    runtime._engine.run = lambda name, feeds: (called.append(name), run(name, feeds))[1]  # type: ignore[method-assign]
+    head = [1, 2, 3, 4, 5, 6]
+    prompts = [[*head, 7, 8], [*head, 9, 10], [*head, 9, 10, 11, 12, 13, 14]]
+    for index, logits in prompt_logits(runtime, prompts):
+        assert logits[1] == sum(prompts[index])
+    assert called == ["prefill"] * 4  # two from 0, one from 4 though 6 are shared, one from 8
