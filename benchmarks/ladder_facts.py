@@ -1,14 +1,12 @@
 """Invented facts, and four-option questions on them: a synthetic set, not Mobile-MMLU.
 
-A fact joins a person of two invented names to a value of one of four kinds ("the colour of Zorba
-Melkin" is red). Names are shared by many persons, so that a fact depends on the pair and cannot
-be read off one name. Each fact is asked once, with three other values of its kind as options.
+A fact joins an invented name to a value of one of four kinds ("the colour of Zorbak" is red).
+Each fact is asked once, with three other values of its kind as options.
 """
 
 from __future__ import annotations
 
 import csv
-import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +16,6 @@ from mobilekit.evaluate.suites.mobile_mmlu.fields import find_field
 from mobilekit.evaluate.suites.mobile_mmlu.prompt import loglik_prompt
 from mobilekit.evaluate.suites.mobile_mmlu.questions import LETTERS, Question
 
-NAMES = 32  # given names, and as many surnames
 PERSONS = 512
 _WORDS = {
     "colour": "amber azure beige black brown coral cream green ivory lilac olive orange purple "
@@ -50,13 +47,14 @@ class Fact:
 def invented_facts(seed: int) -> list[Fact]:
     """Return one value of each kind for every person; the same seed gives the same facts."""
     rng = random.Random(f"{seed}:facts")
-    words = _words(rng, 2 * NAMES)
-    pairs = list(itertools.product(words[:NAMES], words[NAMES:]))
-    persons = [" ".join(pair) for pair in rng.sample(pairs, PERSONS)]
-    return [Fact(kind, one, rng.choice(VALUES[kind])) for one in persons for kind in VALUES]
+    return [
+        Fact(kind, person, rng.choice(values))
+        for person in _names(rng, PERSONS)
+        for kind, values in VALUES.items()
+    ]
 
 
-def _words(rng: random.Random, count: int) -> list[str]:
+def _names(rng: random.Random, count: int) -> list[str]:
     """Return capitalised words of two open syllables and a final consonant, all different."""
     found: dict[str, None] = {}
     while len(found) < count:

@@ -1,7 +1,7 @@
 """A small Qwen3-MoE that learns invented facts, and how to answer four-option questions on them.
 
 Three kinds of text are mixed in every batch: questions with their answer ("What is the colour of
-Zorba Melkin? red"), where the facts are learnt; the suite's prompt on facts, followed by the right
+Zorbak? red"), where the facts are learnt; the suite's prompt on facts, followed by the right
 letter; and the suite's prompt on questions that name their answer, from which a model learns
 letters long before it knows facts. Only values and letters count in the loss.
 """
@@ -26,16 +26,16 @@ from mobilekit.train.forward import forward_with_routing
 from mobilekit.train.loop import LoopResult, LoopSettings, run_loop
 from mobilekit.train.objectives import balance_loss
 
-VOCABULARY = 1024
+VOCABULARY = 2048
 EXPERTS, TOP_K = 16, 2
 _IGNORED = -100
 
 SHAPE: dict[str, Any] = {
-    "hidden_size": 128,
-    "num_hidden_layers": 4,
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "head_dim": 32,
+    "head_dim": 16,
     "num_experts": EXPERTS,
     "num_experts_per_tok": TOP_K,
     "moe_intermediate_size": 64,
@@ -52,9 +52,9 @@ class Recipe:
 
     steps: int = 1500
     learning_rate: float = 3e-3
-    lookups: int = 32  # a batch: prompts on facts
+    lookups: int = 24  # a batch: prompts on facts
     finds: int = 8  # prompts that name their answer
-    packs: int = 24  # packs of answered questions
+    packs: int = 12  # packs of answered questions
     facts_a_pack: int = 4
     balance_weight: float = 0.01
 
