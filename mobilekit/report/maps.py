@@ -83,11 +83,11 @@ def scatter(
     for p in good:
         is_beaten = (p.x, sign * p.y) not in best
         body.append(_marker(p, across(p.x), down(p.y), is_beaten=is_beaten))
-    for group in _together([(across(p.x), down(p.y), p.number) for p in good]):
+    for group in _together([(across(p.x), _above(p, down), p.number) for p in good]):
         middle = (min(item[0] for item in group) + max(item[0] for item in group)) / 2
         top = min(item[1] for item in group)
         words = " ".join(str(item[2]) for item in sorted(group, key=lambda item: item[2]))
-        body.append(svg.text(words, at=middle, y=top - 11, cls="number", anchor="middle"))
+        body.append(svg.text(words, at=middle, y=top, cls="number", anchor="middle"))
     return svg.document(body, height=_HEIGHT + 40, label=label, kind="scatter")
 
 
@@ -126,6 +126,12 @@ def _frontier(
 
 def _has_interval(point: Point) -> bool:
     return finite(point.low) is not None and finite(point.high) is not None
+
+
+def _above(point: Point, down: Callable[[float], float]) -> float:
+    """Return where the number of a point stands: above its marker, and above its interval."""
+    top = down(point.y) - 11
+    return min(top, down(point.high or 0.0) - 4) if _has_interval(point) else top
 
 
 def _whisker(point: Point, at: float, down: Callable[[float], float]) -> str:
