@@ -43,6 +43,7 @@ def scatter(
     x_name: str,
     y_name: str,
     better: Literal["lower", "higher"] = "lower",
+    reference: float | None = None,
 ) -> str:
     """Return a scatter in which less of x is better; a dotted line marks the frontier.
 
@@ -55,12 +56,14 @@ def scatter(
         x_name: Name of the horizontal axis.
         y_name: Name of the vertical axis.
         better: Which direction of y is better.
+        reference: Where a dashed line across is drawn, such as chance.
     """
     good = [p for p in points if finite(p.x) is not None and finite(p.y) is not None]
     if not good:
         return svg.sentence("no points", label=label, kind="scatter")
     xs = svg.ticks(0, max(p.x for p in good), wanted=6)
-    ys = svg.ticks(*_padded([v for p in good for v in _span(p)]), wanted=5)
+    shown = [v for p in good for v in _span(p)] + ([reference] if reference is not None else [])
+    ys = svg.ticks(*_padded(shown), wanted=5)
 
     def across(value: float) -> float:
         return 12 + 84 * (value - xs[0]) / (xs[-1] - xs[0])
@@ -68,14 +71,10 @@ def scatter(
     def down(value: float) -> float:
         return 40 + (_HEIGHT - 40) * (ys[-1] - value) / (ys[-1] - ys[0])
 
-    body = [svg.text(f"↑ {y_name}", at=0, y=12, cls="axis")]
-    for mark in ys:
-        body.append(svg.line(x1=0, y1=down(mark), x2=100, y2=down(mark), cls="grid"))
-        body.append(svg.text(svg.tick(mark, ys), at=0, y=down(mark) - 4, cls="tick"))
-    for mark in xs:
-        words, at = svg.tick(mark, xs), across(mark)
-        body.append(svg.text(words, at=at, y=_HEIGHT + 16, cls="tick", anchor="middle"))
-    body.append(svg.text(f"{x_name} →", at=100, y=_HEIGHT + 34, cls="axis", anchor="end"))
+    body = _axes(xs, ys, across, down, names=(x_name, y_name))
+    if reference is not None:
+        at = down(reference)
+        body.append(svg.line(x1=0, y1=at, x2=100, y2=at, cls="reference"))
     sign = 1 if better == "lower" else -1
     best = frontier([(p.x, sign * p.y) for p in good])
     body.extend(_frontier([(x, sign * y) for x, y in best], across, down))
@@ -83,12 +82,19 @@ def scatter(
     for p in good:
         is_beaten = (p.x, sign * p.y) not in best
         body.append(_marker(p, across(p.x), down(p.y), is_beaten=is_beaten))
-    for group in _together([(across(p.x), _above(p, down), p.number) for p in good]):
+    body.extend(_numbers([(across(p.x), _above(p, down), p.number) for p in good]))
+    return svg.document(body, height=_HEIGHT + 40, label=label, kind="scatter")
+
+
+def _numbers(marks: Sequence[tuple[float, float, int]]) -> list[str]:
+    """Return the numbers of all points, those of points on one spot together."""
+    body = []
+    for group in _together(marks):
         middle = (min(item[0] for item in group) + max(item[0] for item in group)) / 2
         top = min(item[1] for item in group)
         words = " ".join(str(item[2]) for item in sorted(group, key=lambda item: item[2]))
         body.append(svg.text(words, at=middle, y=top, cls="number", anchor="middle"))
-    return svg.document(body, height=_HEIGHT + 40, label=label, kind="scatter")
+    return body
 
 
 def _span(point: Point) -> tuple[float, ...]:
@@ -126,6 +132,26 @@ def _frontier(
 
 def _has_interval(point: Point) -> bool:
     return finite(point.low) is not None and finite(point.high) is not None
+
+
+def _axes(
+    xs: Sequence[float],
+    ys: Sequence[float],
+    across: Callable[[float], float],
+    down: Callable[[float], float],
+    *,
+    names: tuple[str, str],
+) -> list[str]:
+    """Return the grid with its ticks, and the names of both axes."""
+    body = [svg.text(f"↑ {names[1]}", at=0, y=12, cls="axis")]
+    for mark in ys:
+        body.append(svg.line(x1=0, y1=down(mark), x2=100, y2=down(mark), cls="grid"))
+        body.append(svg.text(svg.tick(mark, ys), at=0, y=down(mark) - 4, cls="tick"))
+    for mark in xs:
+        words, at = svg.tick(mark, xs), across(mark)
+        body.append(svg.text(words, at=at, y=_HEIGHT + 16, cls="tick", anchor="middle"))
+    body.append(svg.text(f"{names[0]} →", at=100, y=_HEIGHT + 34, cls="axis", anchor="end"))
+    return body
 
 
 def _above(point: Point, down: Callable[[float], float]) -> float:
