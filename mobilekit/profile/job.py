@@ -32,6 +32,7 @@ class Measured(StrictModel):
     memory: MemoryRecord
     rss_bytes: tuple[int, ...] | None = Field(description="After each repetition; null: unread.")
     wait_share: float | None = Field(description="Of the wall time; waiting for a processor.")
+    other_work: dict[str, Any] = Field(description="What other processes did meanwhile.")
     energy: EnergyRecord
     thermal: dict[str, Any]
 

@@ -20,7 +20,7 @@ from mobilekit.schema.result import EnergyRecord, MemoryRecord, Sample, Workload
 from . import workloads as work
 from .job import Measured
 from .meters import energy
-from .meters.contention import waited_ns
+from .meters.contention import cpu_times, other_work, waited_ns
 from .meters.memory import MemoryMeter, memory_meter
 from .meters.thermal import hottest, read_thermal
 
@@ -102,7 +102,7 @@ def _workload(
         time_repetition(runtime, prompt, new, 0)
         plan.on_repetition()
     before = read_thermal(plan.sysfs)
-    waited, start = waited_ns(), time.perf_counter_ns()
+    waited, start, times = waited_ns(), time.perf_counter_ns(), cpu_times()
     samples: list[Sample] = []
     rss: list[int | None] = []
     heat: list[float | None] = []
@@ -111,6 +111,7 @@ def _workload(
         rss.append(plan.memory.current())
         heat.append(hottest(plan.sysfs))
         plan.on_repetition()
+    others = other_work(times, cpu_times())
     wait_share = _share(waited, waited_ns(), time.perf_counter_ns() - start)
     known = [value for value in rss if value is not None]
     return Measured(
@@ -119,6 +120,7 @@ def _workload(
         memory=_memory_record(plan.memory, *earlier, is_reset=is_reset),
         rss_bytes=tuple(known) if len(known) == len(rss) else None,
         wait_share=wait_share,
+        other_work=others,
         energy=energy.unavailable("not measured yet"),
         thermal=_thermal(before, read_thermal(plan.sysfs), heat),
     )

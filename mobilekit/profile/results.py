@@ -103,6 +103,7 @@ def _footprint(target: Target, measured: Measured, outcome: Outcome) -> dict[str
         "rss_bytes_by_repetition": list(rss) if rss is not None else None,
         "rss_slope_bytes_per_repetition": slope(rss) if rss is not None else None,
         "processor_wait_share": measured.wait_share,
+        "other_work": measured.other_work,
     }
     if target.state_bytes is not None:
         metrics["state_bytes"] = target.state_bytes

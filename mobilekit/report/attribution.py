@@ -66,8 +66,8 @@ def _moved(tile: Tile) -> Cell:
     if tile.change is None:
         return Cell(MISSING, "num muted")
     verdict = tile.change.verdict
-    note = "within noise" if verdict == "unclear" else ""
-    return Cell(tile.change.text, f"num {verdict}", note)
+    notes = ("within noise" if verdict == "unclear" else "", tile.caveat)
+    return Cell(tile.change.text, f"num {verdict}", "\n".join(note for note in notes if note))
 
 
 def _first_token(*trio: Subject) -> list[list[Cell | str]]:
@@ -105,7 +105,8 @@ def _alone(tiles: dict[str, Tile], trained: bool) -> str:
         moved = tiles[name].change
         if moved is not None:
             noise = " (within noise)" if moved.verdict == "unclear" else ""
-            parts.append(f"{word} {moved.text}{noise}")
+            caveat = f" {tiles[name].caveat}" if tiles[name].caveat else ""
+            parts.append(f"{word} {moved.text}{noise}{caveat}")
     if not parts:
         return ""
     what = "Compression and recovery alone" if trained else "Compression alone"

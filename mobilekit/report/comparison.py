@@ -32,6 +32,8 @@ def _row(tile: Tile) -> tuple[str, ...]:
     moved = tile.change.text if tile.change else ""
     if tile.change is not None and tile.change.verdict == "unclear":
         moved += " (within noise)"
+    if tile.caveat and moved:
+        moved += f" ({tile.caveat})"
     missing = "" if tile.before is None and tile.after is not None else "not measured"
     return tile.label, tile.before or missing, tile.after or "not measured", moved
 
@@ -39,4 +41,5 @@ def _row(tile: Tile) -> tuple[str, ...]:
 def _figures(tile: Tile) -> dict[str, Any]:
     before, after = tile.values
     verdict = tile.change.verdict if tile.change else None
-    return {"before": before, "after": after, "verdict": verdict, "note": tile.note}
+    note = "; ".join(words for words in (tile.note, tile.caveat) if words)
+    return {"before": before, "after": after, "verdict": verdict, "note": note}

@@ -6,16 +6,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from .accuracy import CHANCE, accuracy_of, compare
+from .busy import worst
 from .evidence import Evidence
 from .numbers import Change, change, count, percent, rate, significant, size
 from .paired import perplexity_interval, same_text
-from .quality import CHANCE, accuracy_of, compare, perplexity_of
+from .quality import perplexity_of
 from .subjects import Subject, added_bytes, baseline, overlap, shipped, spread
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One figure before and after; None where it was not measured."""
+    """One figure before and after; None where it was not measured.
+
+    ``caveat`` is what must be said wherever the change is.
+    """
 
     label: str
     before: str | None
@@ -23,6 +28,7 @@ class Tile:
     change: Change | None
     note: str = ""
     values: tuple[float | None, float | None] = (None, None)
+    caveat: str = ""
 
 
 @dataclass(frozen=True)
@@ -126,7 +132,9 @@ def _decode_tile(old: Subject | None, new: Subject | None) -> Tile:
     if overlap(spread(old.decode_ms()), spread(new.decode_ms())):
         moved = Change(moved.text, "unclear")
         notes.append("within the spread of the samples")
-    return replace(tile, change=moved, note="; ".join(notes))
+    busy = worst(old, new)
+    caveat = f"while {busy.words}" if busy else ""
+    return replace(tile, change=moved, note="; ".join(notes), caveat=caveat)
 
 
 def _memory_tile(old: Subject | None, new: Subject | None) -> Tile:
@@ -223,6 +231,8 @@ def _decode_clause(factor: float, tile: Tile, old: Subject, new: Subject) -> str
     """Return how decoding changed, naming the runtime before where it is another one."""
     if tile.change is not None and tile.change.verdict == "unclear":
         return "decode speed unchanged within its spread"
+    if tile.caveat:  # no factor: what it would be on an idle machine is not known
+        return f"decoding {tile.before} before and {tile.after} after {tile.caveat}"
     words = _factor(factor, "faster to decode", "slower to decode")
     return words if old.runtime == new.runtime else f"{words} than {ran_by(old)}"
 

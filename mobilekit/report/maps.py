@@ -21,7 +21,10 @@ _MAX_COLUMNS = 64
 
 @dataclass(frozen=True)
 class Point:
-    """One point of a scatter; its number refers to the key beside the chart."""
+    """One point of a scatter; its number refers to the key beside the chart.
+
+    ``low`` and ``high`` are the ends of the interval of ``y``, where it has one.
+    """
 
     number: int
     label: str
@@ -29,6 +32,8 @@ class Point:
     y: float
     shape: Shape
     cls: str
+    low: float | None = None
+    high: float | None = None
 
 
 def scatter(
@@ -37,16 +42,28 @@ def scatter(
     *,
     x_name: str,
     y_name: str,
+    better: Literal["lower", "higher"] = "lower",
+    reference: float | None = None,
 ) -> str:
-    """Return a scatter in which less is better on both axes; a dotted line marks the frontier.
+    """Return a scatter in which less of x is better; a dotted line marks the frontier.
 
-    Points that would lie on one another share one label. Points that are not finite are left out.
+    Points that another beats on both axes are drawn lighter. Points that would lie on one another
+    share one label. Points that are not finite are left out.
+
+    Args:
+        label: The text alternative.
+        points: What to draw.
+        x_name: Name of the horizontal axis.
+        y_name: Name of the vertical axis.
+        better: Which direction of y is better.
+        reference: Where a dashed line across is drawn, such as chance.
     """
     good = [p for p in points if finite(p.x) is not None and finite(p.y) is not None]
     if not good:
         return svg.sentence("no points", label=label, kind="scatter")
     xs = svg.ticks(0, max(p.x for p in good), wanted=6)
-    ys = svg.ticks(*_padded([p.y for p in good]), wanted=5)
+    shown = [v for p in good for v in _span(p)] + ([reference] if reference is not None else [])
+    ys = svg.ticks(*_padded(shown), wanted=5)
 
     def across(value: float) -> float:
         return 12 + 84 * (value - xs[0]) / (xs[-1] - xs[0])
@@ -54,22 +71,34 @@ def scatter(
     def down(value: float) -> float:
         return 40 + (_HEIGHT - 40) * (ys[-1] - value) / (ys[-1] - ys[0])
 
-    body = [svg.text(f"↑ {y_name}", at=0, y=12, cls="axis")]
-    for mark in ys:
-        body.append(svg.line(x1=0, y1=down(mark), x2=100, y2=down(mark), cls="grid"))
-        body.append(svg.text(svg.tick(mark, ys), at=0, y=down(mark) - 4, cls="tick"))
-    for mark in xs:
-        words, at = svg.tick(mark, xs), across(mark)
-        body.append(svg.text(words, at=at, y=_HEIGHT + 16, cls="tick", anchor="middle"))
-    body.append(svg.text(f"{x_name} →", at=100, y=_HEIGHT + 34, cls="axis", anchor="end"))
-    body.extend(_frontier(good, across, down))
-    body.extend(_marker(p, across(p.x), down(p.y)) for p in good)
-    for group in _together([(across(p.x), down(p.y), p.number) for p in good]):
+    body = _axes(xs, ys, across, down, names=(x_name, y_name))
+    if reference is not None:
+        at = down(reference)
+        body.append(svg.line(x1=0, y1=at, x2=100, y2=at, cls="reference"))
+    sign = 1 if better == "lower" else -1
+    best = frontier([(p.x, sign * p.y) for p in good])
+    body.extend(_frontier([(x, sign * y) for x, y in best], across, down))
+    body.extend(_whisker(p, across(p.x), down) for p in good if _has_interval(p))
+    for p in good:
+        is_beaten = (p.x, sign * p.y) not in best
+        body.append(_marker(p, across(p.x), down(p.y), is_beaten=is_beaten))
+    body.extend(_numbers([(across(p.x), _above(p, down), p.number) for p in good]))
+    return svg.document(body, height=_HEIGHT + 40, label=label, kind="scatter")
+
+
+def _numbers(marks: Sequence[tuple[float, float, int]]) -> list[str]:
+    """Return the numbers of all points, those of points on one spot together."""
+    body = []
+    for group in _together(marks):
         middle = (min(item[0] for item in group) + max(item[0] for item in group)) / 2
         top = min(item[1] for item in group)
         words = " ".join(str(item[2]) for item in sorted(group, key=lambda item: item[2]))
-        body.append(svg.text(words, at=middle, y=top - 11, cls="number", anchor="middle"))
-    return svg.document(body, height=_HEIGHT + 40, label=label, kind="scatter")
+        body.append(svg.text(words, at=middle, y=top, cls="number", anchor="middle"))
+    return body
+
+
+def _span(point: Point) -> tuple[float, ...]:
+    return tuple(v for v in (point.low, point.y, point.high) if v is not None and finite(v) == v)
 
 
 def _padded(values: Sequence[float]) -> tuple[float, float]:
@@ -88,9 +117,10 @@ def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
 
 
 def _frontier(
-    points: Sequence[Point], across: Callable[[float], float], down: Callable[[float], float]
+    best: Sequence[tuple[float, float]],
+    across: Callable[[float], float],
+    down: Callable[[float], float],
 ) -> list[str]:
-    best = frontier([(p.x, p.y) for p in points])
     lines = []
     for (x1, y1), (x2, y2) in zip(best, best[1:], strict=False):
         corner = {"x1": across(x1), "y1": down(y1), "x2": across(x2), "y2": down(y1)}
@@ -98,6 +128,43 @@ def _frontier(
         corner = {"x1": across(x2), "y1": down(y1), "x2": across(x2), "y2": down(y2)}
         lines.append(svg.line(**corner, cls="frontier"))
     return lines
+
+
+def _has_interval(point: Point) -> bool:
+    return finite(point.low) is not None and finite(point.high) is not None
+
+
+def _axes(
+    xs: Sequence[float],
+    ys: Sequence[float],
+    across: Callable[[float], float],
+    down: Callable[[float], float],
+    *,
+    names: tuple[str, str],
+) -> list[str]:
+    """Return the grid with its ticks, and the names of both axes."""
+    body = [svg.text(f"↑ {names[1]}", at=0, y=12, cls="axis")]
+    for mark in ys:
+        body.append(svg.line(x1=0, y1=down(mark), x2=100, y2=down(mark), cls="grid"))
+        body.append(svg.text(svg.tick(mark, ys), at=0, y=down(mark) - 4, cls="tick"))
+    for mark in xs:
+        words, at = svg.tick(mark, xs), across(mark)
+        body.append(svg.text(words, at=at, y=_HEIGHT + 16, cls="tick", anchor="middle"))
+    body.append(svg.text(f"{names[0]} →", at=100, y=_HEIGHT + 34, cls="axis", anchor="end"))
+    return body
+
+
+def _above(point: Point, down: Callable[[float], float]) -> float:
+    """Return where the number of a point stands: above its marker, and above its interval."""
+    top = down(point.y) - 11
+    return min(top, down(point.high or 0.0) - 4) if _has_interval(point) else top
+
+
+def _whisker(point: Point, at: float, down: Callable[[float], float]) -> str:
+    """Return the interval of a point as an upright line."""
+    low, high = point.low or 0.0, point.high or 0.0
+    side = "before" if "before" in point.cls.split() else "after"
+    return svg.line(x1=at, y1=down(low), x2=at, y2=down(high), cls=f"whisker {side}")
 
 
 def _together(marks: Sequence[tuple[float, float, int]]) -> list[list[tuple[float, float, int]]]:
@@ -113,11 +180,12 @@ def _together(marks: Sequence[tuple[float, float, int]]) -> list[list[tuple[floa
     return groups
 
 
-def _marker(point: Point, at: float, y: float) -> str:
+def _marker(point: Point, at: float, y: float, *, is_beaten: bool) -> str:
     title = f"<title>{escape(point.label)}</title>"
+    cls = f"{point.cls} beaten" if is_beaten else point.cls
     return (
         f'<svg x="{svg.x(at)}" y="{svg.number(y)}" width="1" height="1" overflow="visible">'
-        f"{shape(point.shape, point.cls, title)}</svg>"
+        f"{shape(point.shape, cls, title)}</svg>"
     )
 
 

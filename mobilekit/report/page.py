@@ -24,6 +24,7 @@ from .headline import headline
 from .markdown import escape_markdown
 from .numbers import moment
 from .quality import quality
+from .questions import questions
 from .speed import speed
 from .subjects import subjects
 from .trust import trust
@@ -34,6 +35,7 @@ CARD_FILE = "model_card.md"
 _SECTIONS = (
     ("compare", "Before and after"),
     ("quality", "Quality"),
+    ("questions", "Questions"),
     ("done", "What was done"),
     ("experts", "Experts"),
     ("parity", "Parity"),
@@ -133,6 +135,7 @@ def _views(evidence: Evidence) -> dict[str, Any]:
         "head": headline(first, found),
         "speeds": [speed(subjects(part), name) for name, part in devices.items()],
         "quality": quality(found),
+        "questions": questions(found),
         "parts": attribution(first, found),
         "changes": changes(evidence),
         "trust": trust(evidence, subjects(evidence)),

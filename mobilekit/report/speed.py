@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from mobilekit.schema.result import EnergyRecord
 
+from .busy import busy_sentence, share_cell
 from .charts import Bar, Strip, bars, strips
 from .numbers import MISSING, plain_ms, rate, significant, size
 from .subjects import (
@@ -51,6 +52,7 @@ class Speed:
     cold: Table | None
     setup: Table | None
     throttled: tuple[str, ...]
+    busy: str
     device: str
     place: str
     workload: str
@@ -71,6 +73,7 @@ def speed(found: Sequence[Subject], device: str) -> Speed:
         cold=_cold(found),
         setup=_setup(found),
         throttled=tuple(s.name for s in found if s.throttled),
+        busy=busy_sentence(found),
         device=device,
         place=device.partition(", ")[0],
         workload=next((s.decode_workload for s in found), ""),
@@ -183,10 +186,11 @@ def _setup(found: Sequence[Subject]) -> Table | None:
                 f"{load.repetitions} after {load.warmup} warm-up",
             )
             if result.samples:
-                rows.append([subject.name, *[Cell(word, "short") for word in words]])
+                cells = [Cell(word, "short") for word in words]
+                rows.append([subject.name, *cells, share_cell(result)])
     columns = (
         *("Model or artifact", "Workload", "Runtime", "Version", "Threads", "Context"),
-        "Repetitions",
+        *("Repetitions", "CPUs used by other work"),
     )
     return table(columns, rows) if rows else None
 

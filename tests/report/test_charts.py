@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mobilekit.report import charts, maps, svg
+from mobilekit.report import charts, columns, maps, svg
 from mobilekit.report.numbers import milliseconds
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -222,3 +222,41 @@ def test_tick_labels_have_equal_decimals() -> None:
     assert [svg.tick(v, [0, 2.5, 5.0]) for v in (0, 2.5, 5.0)] == ["0.0", "2.5", "5.0"]
     assert [svg.tick(v, [0.0, 5.0]) for v in (0.0, 5.0)] == ["0", "5"]
     assert svg.tick(0.25, [0.0, 0.25]) == "0.25"
+
+
+def test_scatter_in_which_more_is_better_has_its_frontier_above() -> None:
+    points = [_point(1, 1, 50), _point(2, 2, 40), _point(3, 3, 90), _point(4, 3, 60)]
+    root = _parse(maps.scatter("p", points, x_name="MB", y_name="accuracy", better="higher"))
+    beaten = [n.find(f"{SVG}title").text for n in _marks(root, "beaten")]
+    assert sorted(beaten) == ["p2", "p4"]
+    assert len(_marks(root, "frontier")) == 2
+    lower = _parse(maps.scatter("p", points, x_name="MB", y_name="loss"))
+    assert sorted(n.find(f"{SVG}title").text for n in _marks(lower, "beaten")) == ["p3", "p4"]
+
+
+def test_scatter_draws_intervals_inside_the_picture() -> None:
+    points = [
+        maps.Point(1, "p1", 1, 50, "circle", "before", 20, 90),
+        maps.Point(2, "p2", 2, 60, "circle", "after hollow", None, None),
+        maps.Point(3, "p3", 2, 60, "circle", "after", math.nan, 70),
+    ]
+    root = _parse(maps.scatter("p", points, x_name="MB", y_name="accuracy", better="higher"))
+    (whisker,) = _marks(root, "whisker")
+    low, high = float(whisker.attrib["y1"]), float(whisker.attrib["y2"])
+    assert 40 <= high < low <= 300
+    assert "before" in whisker.attrib["class"].split()
+
+
+def test_columns_are_to_scale_beside_the_even_line() -> None:
+    groups = [
+        ("A", [columns.Column("before", 0.5, "A, before"), columns.Column("after", 0.0, "a")]),
+        ("B", [columns.Column("before", 0.25, "B, before"), columns.Column("after", 1.0, "b")]),
+    ]
+    root = _parse(columns.columns("letters", groups, reference=0.25))
+    heights = [float(bar.attrib["height"]) for bar in _marks(root, "bar")]
+    assert heights == pytest.approx([heights[3] * share for share in (0.5, 0, 0.25, 1)], abs=0.02)
+    (line,) = _marks(root, "reference")
+    bottoms = {float(b.attrib["y"]) + float(b.attrib["height"]) for b in _marks(root, "bar")}
+    (bottom,) = {round(b, 1) for b in bottoms}
+    assert bottom - float(line.attrib["y1"]) == pytest.approx(heights[2], abs=0.1)
+    assert _texts(_parse(columns.columns("none", [], reference=0.25))) == ["no columns"]

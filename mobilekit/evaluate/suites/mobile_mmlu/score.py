@@ -62,9 +62,15 @@ def _accuracies(dataset: QuestionSet, letter: Mapping[str, str]) -> dict[str, An
             "key_rows_not_asked": len(dataset.key) - len(scored),
         },
         "categories": {name: _share(ones, right) for name, ones in by_category.items()},
-        "fields": {name: _share(ones, right) for name, ones in by_field.items()},
+        "fields": {name: _field(ones, right) for name, ones in by_field.items()},
         "correct_ids": sorted(right),
     }
+
+
+def _field(questions: Sequence[Question], right: set[str]) -> dict[str, Any]:
+    """Return a field's share, its category, and its ids, which paired tests by group need."""
+    ids = [question.id for question in questions]
+    return {**_share(questions, right), "category": questions[0].field.category, "ids": ids}
 
 
 def _share(questions: Sequence[Question], right: set[str]) -> dict[str, Any]:
