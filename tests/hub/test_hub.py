@@ -16,7 +16,7 @@ import yaml
 
 from mobilekit.core.errors import InvalidInputError, MissingDependencyError, UsageError
 from mobilekit.hub import pull, push
-from mobilekit.hub.repo import Repo, parse_repo
+from mobilekit.core.hub import Repo, parse_repo
 
 from .conftest import contents, write_bundle
 from .server import TOKEN, Hub
