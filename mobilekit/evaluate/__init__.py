@@ -1,7 +1,9 @@
 """How good a model is, asked of the artifact that ships: perplexity and four-option questions.
 
 ``run_on`` opens a checkpoint or an artifact and does what a recipe says, ``run`` takes an open
-runtime; ``perplexity`` and ``mobile_mmlu`` are the suites as functions.
+runtime; ``perplexity`` and ``mobile_mmlu`` are the suites as functions. ``rescore`` scores letters
+that came back from a device, ``compare`` tests two results against each other, ``published`` gives
+the figures of others.
 """
 
 from __future__ import annotations
@@ -15,8 +17,12 @@ from mobilekit.core.registry import Registry
 from mobilekit.schema.result import ArtifactRef, Result
 
 from .artifacts import cannot_run, make_config, make_configs, run_on, summary_line, targets_of
-from .config import PerplexityConfig, SuiteConfig
+from .comparison import compare, comparison_line
+from .config import MobileMMLUConfig, PerplexityConfig, SuiteConfig
 from .outcome import Control, Outcome, Suite
+from .reference import published
+from .rescoring import read_result, rescore
+from .submission import write_submission
 
 if TYPE_CHECKING:
     from mobilekit.runtime.base import TokenLogits
@@ -117,18 +123,36 @@ def mobile_mmlu(
     return ask(runtime, tokenizer, data, **settings)
 
 
+def write_lm_eval_task(config: MobileMMLUConfig, out: str | Path) -> str:
+    """Write lm-eval tasks over the user's own questions; their text is in them.
+
+    See :func:`mobilekit.evaluate.suites.mobile_mmlu.lm_eval_task.write_lm_eval_task`.
+    """
+    from .suites.mobile_mmlu.lm_eval_task import write_lm_eval_task as write
+
+    return write(config, out)
+
+
 __all__ = [
     "SUITES",
+    "MobileMMLUConfig",
     "SuiteConfig",
     "at_shared_window",
     "cannot_run",
+    "compare",
+    "comparison_line",
     "data_digest",
     "make_config",
     "make_configs",
     "mobile_mmlu",
     "perplexity",
+    "published",
+    "read_result",
+    "rescore",
     "run",
     "run_on",
     "summary_line",
     "targets_of",
+    "write_lm_eval_task",
+    "write_submission",
 ]

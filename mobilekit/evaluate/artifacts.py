@@ -155,14 +155,30 @@ def summary_line(result: Result) -> str:
     low, high = metrics["interval"]
     return (
         f"{name} {metrics['accuracy']:.1%} ({low:.1%} to {high:.1%}, n {metrics['n']}, "
-        f"chance {metrics['chance']:.0%})" + _unanswered(metrics["invalid"])
+        f"chance {metrics['chance']:.0%})"
+        + _unanswered(metrics["invalid"])
+        + _over_orders(metrics.get("order"))
     )
 
 
 def _unanswered(invalid: dict[str, int]) -> str:
     """Say how many questions got no answer, and hence no credit."""
-    meaning = {"too_long": "longer than the context", "not_finite": "with logits not finite"}
+    meaning = {
+        "no_letter": "answered without a letter",
+        "no_text": "answered with nothing",
+        "not_finite": "with logits not finite",
+        "several_letters": "answered with several letters",
+        "too_long": "longer than the context",
+    }
     return "".join(f", {count} {meaning.get(why, why)}" for why, count in sorted(invalid.items()))
+
+
+def _over_orders(order: dict[str, Any] | None) -> str:
+    """Say how steady the answers are where the options were shown in several orders."""
+    if order is None or order["consistency"] is None:
+        return ""
+    mean = "" if order["acc_mean"] is None else f"mean {order['acc_mean']:.1%}, "
+    return f"; {order['rotations']} orders: {mean}the same answer to {order['consistency']:.1%}"
 
 
 def _is_bundle(source: str | Path) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mobilekit.core.strict import StrictModel
 
@@ -30,11 +30,28 @@ class MobileMMLUConfig(StrictModel):
     """Settings of the four-option questions."""
 
     suite: Literal["mobile_mmlu"] = "mobile_mmlu"
-    data: str = Field("sample", description="'sample', or a local copy: folder or CSV file.")
+    data: str = Field(
+        "sample",
+        description="'sample'; your copy, a folder or CSV file; owner/name of the local hub "
+        "cache; hf://owner/name to download it.",
+    )
     key: str | None = Field(None, description="CSV question_id,answer; the sample has its own.")
-    scorer: Literal["loglik"] = "loglik"
+    scorer: Literal["loglik", "generate", "cloze"] = Field(
+        "loglik",
+        description="Letters by log-likelihood, the official generated letter, or the options' "
+        "full texts.",
+    )
+    rotations: Literal[1, 4, 24] = Field(
+        1, description="Orders of the options asked: the file's, 4 cyclic ones, or all 24."
+    )
     limit: int | None = Field(None, ge=1, description="So many questions, spread over the fields.")
     seed: int = Field(0, ge=0, description="Which questions a limit picks.")
+
+    @model_validator(mode="after")
+    def _orders_are_shown(self) -> MobileMMLUConfig:
+        if self.scorer == "cloze" and self.rotations != 1:
+            raise ValueError("rotations 1 with scorer 'cloze', whose prompt lists no options")
+        return self
 
 
 SuiteConfig = Annotated[PerplexityConfig | MobileMMLUConfig, Field(discriminator="suite")]

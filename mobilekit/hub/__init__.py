@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from mobilekit.core.hub import Repo, parse_repo
+
 from .download import pull
-from .repo import Repo, parse_repo
 from .upload import Pushed, push
 
 __all__ = ["Pushed", "Repo", "parse_repo", "pull", "push"]

@@ -9,11 +9,10 @@ from pathlib import Path
 from mobilekit.core import console
 from mobilekit.core.errors import InvalidInputError
 from mobilekit.core.files import atomic_directory, check_target
+from mobilekit.core.hub import Repo, connect, hub_errors, parse_repo
 from mobilekit.core.needs import gigabytes
 from mobilekit.schema.bundle import Bundle, open_bundle
 from mobilekit.schema.manifest import MANIFEST_FILE
-
-from .repo import Repo, connect, hub_errors, parse_repo
 
 
 def pull(

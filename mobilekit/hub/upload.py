@@ -8,12 +8,11 @@ from pathlib import Path
 
 from mobilekit.core import console
 from mobilekit.core.errors import UsageError
+from mobilekit.core.hub import Repo, connect, hub_errors, parse_repo, require_token
 from mobilekit.core.needs import gigabytes
 from mobilekit.report import bundle_card
 from mobilekit.schema.bundle import Bundle, open_bundle
 from mobilekit.schema.manifest import MANIFEST_FILE
-
-from .repo import Repo, connect, hub_errors, parse_repo, require_token
 
 CARD_FILE = "README.md"
 _HUBS_OWN = (".gitattributes",)  # what the hub keeps for itself in every repository

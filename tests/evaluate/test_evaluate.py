@@ -111,8 +111,8 @@ def settings_of(name: str) -> Any:
 def test_settings_refuse_what_they_do_not_know() -> None:
     with pytest.raises(InvalidInputError, match="did you mean 'limit'"):
         MobileMMLUConfig.parse({"suite": "mobile_mmlu", "limt": 3}, "recipe")
-    with pytest.raises(InvalidInputError, match="'scorer' is 'generate'"):
-        MobileMMLUConfig.parse({"suite": "mobile_mmlu", "scorer": "generate"}, "recipe")
+    with pytest.raises(InvalidInputError, match="'scorer' is 'letter'"):
+        MobileMMLUConfig.parse({"suite": "mobile_mmlu", "scorer": "letter"}, "recipe")
     with pytest.raises(InvalidInputError, match="max_tokens"):
         PerplexityConfig.parse({"suite": "perplexity", "max_tokens": 0}, "recipe")
 

@@ -12,16 +12,22 @@ from transformers import Qwen3ForCausalLM
 
 from mobilekit.core.errors import InvalidInputError
 from mobilekit.data.tokenizer import TextTokenizer
+from mobilekit.evaluate.suites.mobile_mmlu.answers import Answer, Ask, Scorer, fit
 from mobilekit.evaluate.suites.mobile_mmlu.dataset import load_dataset
 from mobilekit.evaluate.suites.mobile_mmlu.fields import find_field
 from mobilekit.evaluate.suites.mobile_mmlu.letters import letter_tokens
-from mobilekit.evaluate.suites.mobile_mmlu.loglik import LoglikScorer, fit
+from mobilekit.evaluate.suites.mobile_mmlu.loglik import LoglikScorer
 from mobilekit.evaluate.suites.mobile_mmlu.prompt import loglik_prompt
 from mobilekit.evaluate.suites.mobile_mmlu.questions import LETTERS, Question
 from mobilekit.runtime.torch import TorchRuntime
 
 VECTORS = Path(__file__).parent.parent / "vectors" / "mobile_mmlu"
 QUESTION = Question("1", "Which one?", ("one", "two", "three", "four"), find_field("law"))
+
+
+def only(scorer: Scorer, question: Question) -> Answer:
+    (answer,) = scorer.answers([Ask(question)])
+    return answer
 
 
 def brute_force(model: Qwen3ForCausalLM, prompt: list[int], continuation: list[int]) -> float:
@@ -51,7 +57,7 @@ def test_logprobs_equal_a_full_forward_for_each_choice(
     tokenizer = make_tokenizer(SPELLINGS[spelling])
     scorer = LoglikScorer(runtime, tokenizer)
     for question in load_dataset(VECTORS / "fixture_full").questions:
-        answer = scorer.answer(question)
+        answer = only(scorer, question)
         prompt = tokenizer.encode(loglik_prompt(question).text)
         expected = [
             brute_force(model, prompt, tokenizer.encode(f" {letter}")) for letter in LETTERS
@@ -72,12 +78,12 @@ def test_long_spellings_go_back_and_forth_in_the_cache(
     scorer.letters = type(scorer.letters)(ids, ids)
     prompt = tokenizer.encode(loglik_prompt(QUESTION).text)
     expected = [brute_force(model, prompt, list(one)) for one in ids]
-    assert scorer.answer(QUESTION).logprobs == pytest.approx(expected, abs=1e-5)
+    assert only(scorer, QUESTION).logprobs == pytest.approx(expected, abs=1e-5)
 
 
 def test_one_token_letters_take_one_prefill(planted: Any, tokenizer: TextTokenizer) -> None:
     runtime = planted(tokenizer, lambda text: {" B": 2.0})
-    answer = LoglikScorer(runtime, tokenizer).answer(QUESTION)
+    answer = only(LoglikScorer(runtime, tokenizer), QUESTION)
     assert answer.letter == "B"
     assert runtime.calls == [(answer.tokens, 0)]
     assert answer.logprobs is not None
@@ -86,7 +92,7 @@ def test_one_token_letters_take_one_prefill(planted: Any, tokenizer: TextTokeniz
 
 def test_a_shared_first_token_is_decoded_once(planted: Any, plain_tokenizer: TextTokenizer) -> None:
     runtime = planted(plain_tokenizer, lambda text: {"D": 1.0} if text.endswith(" ") else {})
-    answer = LoglikScorer(runtime, plain_tokenizer).answer(QUESTION)
+    answer = only(LoglikScorer(runtime, plain_tokenizer), QUESTION)
     assert answer.letter == "D"
     assert runtime.calls == [(answer.tokens, 0), (1, answer.tokens)]
 
@@ -95,10 +101,10 @@ def test_ties_go_to_the_lowest_letter_and_are_marked(
     planted: Any, tokenizer: TextTokenizer
 ) -> None:
     scorer = LoglikScorer(planted(tokenizer, lambda text: {" B": 1.0, " D": 1.0}), tokenizer)
-    answer = scorer.answer(QUESTION)
+    answer = only(scorer, QUESTION)
     assert (answer.letter, answer.tie) == ("B", True)
     scorer = LoglikScorer(planted(tokenizer, lambda text: {" D": 1.0}), tokenizer)
-    assert not scorer.answer(QUESTION).tie  # A, B and C are equal, but none of them was chosen
+    assert not only(scorer, QUESTION).tie  # A, B and C are equal, but none of them was chosen
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -106,7 +112,7 @@ def test_logits_that_are_not_finite_give_no_letter(
     planted: Any, tokenizer: TextTokenizer, value: float
 ) -> None:
     scorer = LoglikScorer(planted(tokenizer, lambda text: {"z": value, " A": 1.0}), tokenizer)
-    answer = scorer.answer(QUESTION)
+    answer = only(scorer, QUESTION)
     assert (answer.letter, answer.logprobs, answer.reason) == ("", None, "not_finite")
 
 
@@ -116,7 +122,7 @@ def test_a_long_prompt_loses_its_head_and_never_the_options(
     long = Question("1", "start " + "filler " * 50 + "end?", QUESTION.options, QUESTION.field)
     whole = tokenizer.encode(loglik_prompt(long).text)
     runtime = planted(tokenizer, lambda text: {" C": 1.0}, context_length=120)
-    answer = LoglikScorer(runtime, tokenizer).answer(long)
+    answer = only(LoglikScorer(runtime, tokenizer), long)
     assert answer.letter == "C"
     assert answer.tokens == 120
     assert answer.dropped == len(whole) - 120
@@ -129,7 +135,7 @@ def test_options_that_do_not_fit_give_no_letter(planted: Any, tokenizer: TextTok
     least = len(tokenizer.encode(prompt.options))
     for room, letter in ((least, "A"), (least - 1, "")):
         runtime = planted(tokenizer, lambda text: {" A": 1.0}, context_length=room)
-        answer = LoglikScorer(runtime, tokenizer).answer(QUESTION)
+        answer = only(LoglikScorer(runtime, tokenizer), QUESTION)
         assert answer.letter == letter
     assert answer.reason == "too_long"
     assert runtime.calls == []
@@ -140,7 +146,7 @@ def test_room_is_left_for_decoding_the_letters(
 ) -> None:
     length = len(plain_tokenizer.encode(loglik_prompt(QUESTION).text))
     runtime = last_only(TorchRuntime(model), context_length=length)  # asserts the bound itself
-    answer = LoglikScorer(runtime, plain_tokenizer).answer(QUESTION)
+    answer = only(LoglikScorer(runtime, plain_tokenizer), QUESTION)
     assert (answer.dropped, answer.tokens) == (1, length - 1)
 
 

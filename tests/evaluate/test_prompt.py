@@ -8,7 +8,11 @@ from hypothesis import strategies as st
 
 from mobilekit.evaluate.suites.mobile_mmlu.dataset import load_dataset
 from mobilekit.evaluate.suites.mobile_mmlu.fields import find_field
-from mobilekit.evaluate.suites.mobile_mmlu.prompt import loglik_prompt
+from mobilekit.evaluate.suites.mobile_mmlu.prompt import (
+    cloze_prompt,
+    generate_prompt,
+    loglik_prompt,
+)
 from mobilekit.evaluate.suites.mobile_mmlu.questions import Question
 
 VECTORS = Path(__file__).parent.parent / "vectors" / "mobile_mmlu"
@@ -32,3 +36,42 @@ def test_the_parts_of_a_prompt_are_the_question(
     assert prompt.head[len(intro) : -1] == text.strip()
     a, b, c, d = options
     assert prompt.options == f"A. {a}\nB. {b}\nC. {c}\nD. {d}\nAnswer:"
+
+
+def test_the_official_prompt_is_the_golden_bytes() -> None:
+    question = next(
+        q for q in load_dataset(VECTORS / "fixture_full").questions if q.id == "037881fe"
+    )
+    golden = (
+        b"Answer the following multiple choice question and provide only letter of the correct "
+        b"answer.\n"
+        b"The pressure falls fast and wind grows. What is most likely?\n"
+        b"Assume mid-latitudes.\n"
+        b"A. Worse weather within a day\n"
+        b"B. A week of clear skies\n"
+        b"C. No change at all\n"
+        b"D. Sudden frost in any season\n"
+        b"Answer\xef\xbc\x9a\n"
+    )
+    assert generate_prompt(question).text.encode() == golden
+
+
+def test_the_official_prompt_strips_the_question_and_nothing_else() -> None:
+    question = Question("1", "  Why? \n", (" a", "b ", "", "d"), find_field("law"))
+    assert generate_prompt(question).text.splitlines()[1:] == [
+        "Why?",
+        "A.  a",
+        "B. b ",
+        "C. ",
+        "D. d",
+        "Answer\uff1a",
+    ]
+
+
+def test_the_cloze_prompt_lists_no_option() -> None:
+    question = load_dataset(VECTORS / "fixture_full").questions[0]
+    assert cloze_prompt(question).text.encode() == (
+        b"The following are questions (with answers) about accounting.\n\n"
+        b"Question: Cash 300, inventory 200, loans 150. What is the equity?\nAnswer:"
+    )
+    assert cloze_prompt(question).options == "\nAnswer:"

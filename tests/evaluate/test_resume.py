@@ -65,7 +65,7 @@ def test_the_file_holds_ids_letters_and_logprobs_but_no_text(
     log = tmp_path / "answers.jsonl"
     start(runtime, tokenizer, log)
     rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()[1:]]
-    names = {"id", "letter", "logprobs", "tokens", "ns", "dropped", "tie", "reason"}
+    names = {"id", "letter", "logprobs", "tokens", "ns", "dropped", "tie", "reason", "order"}
     assert all(set(row) == names for row in rows)
     for source in (FULL / "test").glob("*.csv"):
         text = source.read_text(encoding="utf-8").splitlines()[1].split(",")[1]

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from mobilekit.data.tokenizer import TextTokenizer
+from mobilekit.evaluate.suites.mobile_mmlu.answers import Answer
 from mobilekit.evaluate.suites.mobile_mmlu.dataset import QuestionSet, load_dataset
 from mobilekit.evaluate.suites.mobile_mmlu.fields import find_field
-from mobilekit.evaluate.suites.mobile_mmlu.loglik import Answer
 from mobilekit.evaluate.suites.mobile_mmlu.questions import LETTERS, Question
 from mobilekit.evaluate.suites.mobile_mmlu.run import mobile_mmlu
 from mobilekit.evaluate.suites.mobile_mmlu.score import position_prior, score

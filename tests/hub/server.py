@@ -21,6 +21,7 @@ from urllib.parse import unquote, urlsplit
 TOKEN = "hf_token_of_this_test"
 LARGE = 10_000  # bytes from which a file goes through LFS
 _ID = r"(?P<id>[\w.-]+/[\w.-]+)"
+_KIND = "(?:models|datasets)"
 
 
 @dataclass
@@ -221,12 +222,12 @@ ROUTES = (
     ("POST", "/api/validate-yaml", validate),
     ("POST", rf"/api/models/{_ID}/preupload/(?P<revision>[^/]+)", preupload),
     ("POST", rf"/api/models/{_ID}/commit/(?P<revision>[^/]+)", commit),
-    ("GET", rf"/api/models/{_ID}/tree/(?P<revision>[^/]+)", tree),
-    ("GET", rf"/api/models/{_ID}/revision/(?P<revision>[^/]+)", info),
-    ("GET", rf"/api/models/{_ID}", info),
+    ("GET", rf"/api/{_KIND}/{_ID}/tree/(?P<revision>[^/]+)", tree),
+    ("GET", rf"/api/{_KIND}/{_ID}/revision/(?P<revision>[^/]+)", info),
+    ("GET", rf"/api/{_KIND}/{_ID}", info),
     ("POST", rf"/{_ID}\.git/info/lfs/objects/batch", batch),
     ("PUT", "/lfs/(?P<oid>[0-9a-f]{64})", put_large),
-    (("GET", "HEAD"), rf"/{_ID}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", resolve),
+    (("GET", "HEAD"), rf"(?:/datasets)?/{_ID}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", resolve),
 )
 
 

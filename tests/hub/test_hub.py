@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from mobilekit.core.errors import InvalidInputError, MissingDependencyError, UsageError
+from mobilekit.core.hub import Repo, parse_repo
 from mobilekit.hub import pull, push
-from mobilekit.hub.repo import Repo, parse_repo
 
 from .conftest import contents, write_bundle
 from .server import TOKEN, Hub

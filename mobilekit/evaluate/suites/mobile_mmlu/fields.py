@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 
-__all__ = ["OTHER", "Field", "field_table", "find_field"]
+__all__ = ["OTHER", "Field", "categories", "field_table", "find_field"]
 
 OTHER = "Other"  # category of a field that the table does not know
 
@@ -34,6 +34,11 @@ def field_table() -> tuple[Field, ...]:
     Source: chart data of the Mobile-MMLU project page (arXiv 2503.20786).
     """
     return tuple(field for field, _ in _rows())
+
+
+def categories() -> tuple[str, ...]:
+    """The nine categories in the order of the table, then "Other"."""
+    return (*dict.fromkeys(field.category for field in field_table()), OTHER)
 
 
 def find_field(label: str) -> Field:

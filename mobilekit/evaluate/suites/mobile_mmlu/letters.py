@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from mobilekit.core.errors import InvalidInputError
 from mobilekit.data.tokenizer import TextTokenizer
 from mobilekit.metrics.language import log_softmax
-from mobilekit.runtime.base import Logits, TokenLogits
+from mobilekit.runtime.base import Logits
 
 from .questions import LETTERS
 
-__all__ = ["LetterTokens", "letter_logprobs", "letter_tokens"]
+__all__ = ["LetterTokens", "Reading", "continuation", "letter_tokens"]
 
-Floats = npt.NDArray[np.float64]
+Ids = tuple[int, ...]
+Reading = Mapping[int, float]  # token id → natural-log probability
 
 _CONTEXT = "Answer:"
 
@@ -26,13 +28,48 @@ _CONTEXT = "Answer:"
 class LetterTokens:
     """Token ids of the continuations " A", " B", " C" and " D" after "Answer:"."""
 
-    ids: tuple[tuple[int, ...], ...]
-    without_space: tuple[tuple[int, ...], ...]
+    ids: tuple[Ids, ...]
+    without_space: tuple[Ids, ...]
+
+    @cached_property
+    def contexts(self) -> tuple[Ids, ...]:
+        """What stands between a prompt and a token to be read; nothing, for one-token letters.
+
+        What begins with another one follows it, so that a cache can go on from there.
+        """
+        return tuple(sorted({ids[:i] for ids in self.ids for i in range(len(ids))}))
 
     @property
     def extra(self) -> int:
         """Positions that reading the letters takes after the prompt; 0 for one-token letters."""
         return max(map(len, self.ids)) - 1
+
+    def read(self, context: Ids, logits: Logits) -> Reading:
+        """Return the log-probabilities, in float64, of what letters go on with after a context.
+
+        Args:
+            context: One of :attr:`contexts`.
+            logits: The last position's, shape (V,); where they are not finite, all are NaN.
+        """
+        known = [ids[len(context)] for ids in self.ids if self._goes_on(ids, context)]
+        if not np.isfinite(logits).all():
+            return dict.fromkeys(known, float("nan"))
+        values = log_softmax(logits)
+        return {token: float(values[token]) for token in known}
+
+    @staticmethod
+    def _goes_on(ids: Ids, context: Ids) -> bool:
+        return len(ids) > len(context) and ids[: len(context)] == context
+
+    def logprobs(self, readings: Mapping[Ids, Reading]) -> list[float]:
+        """Return the log-probability of each letter, summed over its tokens.
+
+        Args:
+            readings: Of every context.
+        """
+        return [
+            float(sum(readings[ids[:i]][token] for i, token in enumerate(ids))) for ids in self.ids
+        ]
 
     def record(self) -> dict[str, Any]:
         """Tokens a letter, with the leading space (as scored) and without it."""
@@ -49,7 +86,7 @@ def letter_tokens(tokenizer: TextTokenizer) -> LetterTokens:
         InvalidInputError: If it cannot tell the letters apart.
     """
     spaced, bare = (
-        tuple(_continuation(tokenizer, f"{space}{letter}") for letter in LETTERS)
+        tuple(continuation(tokenizer, _CONTEXT, f"{space}{letter}") for letter in LETTERS)
         for space in (" ", "")
     )
     if len(set(spaced)) < len(LETTERS) or not all(spaced):
@@ -60,56 +97,9 @@ def letter_tokens(tokenizer: TextTokenizer) -> LetterTokens:
     return LetterTokens(spaced, bare)
 
 
-def _continuation(tokenizer: TextTokenizer, text: str) -> tuple[int, ...]:
-    context, whole = tokenizer.encode(_CONTEXT), tokenizer.encode(_CONTEXT + text)
-    if whole[: len(context)] == context:
-        return tuple(whole[len(context) :])
-    return tuple(tokenizer.encode(text))  # the letter would merge into "Answer:"
-
-
-def letter_logprobs(
-    runtime: TokenLogits, logits: Logits, letters: LetterTokens, position: int
-) -> list[float]:
-    """Log-probability of each letter, natural logarithm, summed over its tokens.
-
-    Args:
-        runtime: Has just been given the prompt.
-        logits: What it answered, shape (V,).
-        letters: Token ids of the four continuations.
-        position: Tokens in the prompt; decode steps go on from here.
-
-    Returns:
-        Four values; NaN where the model's logits are not finite.
-    """
-    reader = _Reader(runtime, logits, position)
-    return [reader.logprob(ids) for ids in letters.ids]
-
-
-class _Reader:
-    """Walks the letters' tokens; what two letters share is decoded once."""
-
-    def __init__(self, runtime: TokenLogits, logits: Logits, position: int) -> None:
-        self.runtime, self.position = runtime, position
-        self.known: dict[tuple[int, ...], Floats] = {(): _log_probabilities(logits)}
-        self.held: tuple[int, ...] = ()  # what the cache holds after the prompt
-
-    def logprob(self, ids: tuple[int, ...]) -> float:
-        return float(sum(self._after(ids[:i])[token] for i, token in enumerate(ids)))
-
-    def _after(self, prefix: tuple[int, ...]) -> Floats:
-        if prefix not in self.known:
-            shared = 0
-            while shared < len(prefix) - 1 and self.held[: shared + 1] == prefix[: shared + 1]:
-                shared += 1
-            new = np.asarray(prefix[shared:], dtype=np.int64)
-            self.known[prefix] = _log_probabilities(
-                self.runtime.forward(new, self.position + shared)
-            )
-            self.held = prefix
-        return self.known[prefix]
-
-
-def _log_probabilities(logits: Logits) -> Floats:
-    if not np.isfinite(logits).all():
-        return np.full(logits.shape, np.nan, dtype=np.float64)
-    return log_softmax(logits)
+def continuation(tokenizer: TextTokenizer, context: str, text: str) -> Ids:
+    """Return the ids of ``text`` as it is tokenized after ``context``."""
+    before, whole = tokenizer.encode(context), tokenizer.encode(context + text)
+    if whole[: len(before)] == before:
+        return tuple(whole[len(before) :])
+    return tuple(tokenizer.encode(text))  # its beginning would merge into the context

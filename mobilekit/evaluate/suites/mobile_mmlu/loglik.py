@@ -3,48 +3,27 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-import numpy as np
-
-from mobilekit.core.errors import InvalidInputError
 from mobilekit.data.tokenizer import TextTokenizer
 from mobilekit.runtime.base import TokenLogits
 
-from .letters import LetterTokens, letter_logprobs, letter_tokens
-from .prompt import Prompt, loglik_prompt
-from .questions import LETTERS, Question
+from .answers import Answer, Ask, Stopwatch, check_ids, chosen, fit
+from .last_logits import prompt_logits
+from .letters import Ids, LetterTokens, Reading, letter_tokens
+from .prompt import LOGLIK_VERSION, loglik_prompt
 
-__all__ = ["Answer", "LoglikScorer"]
+__all__ = ["LoglikScorer"]
 
-Reason = Literal["not_finite", "too_long"]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the model chose for one question, and how it came to it; no text.
-
-    ``logprobs`` are four natural-log probabilities, A to D; None, with the reason, where there is
-    no answer. ``dropped`` counts prompt tokens cut from the left, ``ns`` the whole question.
-    """
-
-    id: str
-    letter: Literal["A", "B", "C", "D", ""]
-    logprobs: tuple[float, float, float, float] | None
-    tokens: int
-    ns: int
-    dropped: int = 0
-    tie: bool = False
-    reason: Reason | None = None
+_BLOCK = 4096  # presentations whose token ids are held at once
 
 
 class LoglikScorer:
-    """Answers questions with a runtime; the letter of highest log-probability wins.
+    """The letter of highest log-probability wins.
 
-    Equal log-probabilities go to the lowest letter and are marked as a tie.
+    Equal log-probabilities go to the lowest letter and are marked as a tie. A letter of several
+    tokens costs one more prompt for every beginning that it does not share with another letter.
 
     Args:
         runtime: What runs the model.
@@ -54,65 +33,55 @@ class LoglikScorer:
         InvalidInputError: If the tokenizer cannot belong to this model.
     """
 
+    prompt_version = LOGLIK_VERSION
+
     def __init__(self, runtime: TokenLogits, tokenizer: TextTokenizer) -> None:
         self.runtime, self.tokenizer = runtime, tokenizer
         self.letters: LetterTokens = letter_tokens(tokenizer)
         self.room = runtime.context_length - self.letters.extra - len(tokenizer.prefix_ids)
         check_ids([token for ids in self.letters.ids for token in ids], runtime)
 
-    def answer(self, question: Question) -> Answer:
-        """Answer one question."""
-        started = time.perf_counter_ns()
-        ids, dropped = fit(loglik_prompt(question), self.tokenizer, self.room)
-        if ids is None:
-            return self._nothing(question, started, "too_long", 0, dropped)
-        tokens = np.asarray([*self.tokenizer.prefix_ids, *ids], dtype=np.int64)
-        check_ids(tokens.tolist(), self.runtime)
-        self.runtime.reset()
-        logits = self.runtime.forward(tokens, 0)
-        found = letter_logprobs(self.runtime, logits, self.letters, len(tokens))
-        if not all(math.isfinite(value) for value in found):
-            return self._nothing(question, started, "not_finite", len(tokens), dropped)
-        best = max(found)
-        return Answer(
-            id=question.id,
-            letter=LETTERS[found.index(best)],
-            logprobs=(found[0], found[1], found[2], found[3]),
-            tokens=len(tokens),
-            ns=time.perf_counter_ns() - started,
-            dropped=dropped,
-            tie=found.count(best) > 1,
-        )
+    def answers(self, asks: Sequence[Ask]) -> Iterator[Answer]:
+        """Answer everything asked, in the order in which the logits come."""
+        for first in range(0, len(asks), _BLOCK):
+            yield from self._block(asks[first : first + _BLOCK])
 
-    @staticmethod
-    def _nothing(
-        question: Question, started: int, reason: Reason, tokens: int, dropped: int
+    def record(self) -> dict[str, Any]:
+        """Tokens that each letter takes."""
+        return {"letter_tokens": self.letters.record()}
+
+    def _block(self, asks: Sequence[Ask]) -> Iterator[Answer]:
+        watch = Stopwatch()
+        prompts: list[list[int]] = []
+        owners: list[tuple[Ask, int, Ids]] = []  # of each prompt: ask, tokens cut, context
+        for ask in asks:
+            ids, dropped = fit(loglik_prompt(ask.question), self.tokenizer, self.room)
+            if ids is None:
+                name, order = ask.question.id, ask.order
+                yield Answer(name, "", None, 0, watch.lap(), dropped, False, "too_long", order)
+                continue
+            whole = [*self.tokenizer.prefix_ids, *ids]
+            check_ids(whole, self.runtime)
+            for context in self.letters.contexts:
+                prompts.append([*whole, *context])
+                owners.append((ask, dropped, context))
+        readings: dict[tuple[str, str], dict[Ids, Reading]] = {}
+        for index, logits in prompt_logits(self.runtime, prompts):
+            ask, dropped, context = owners[index]
+            found = readings.setdefault((ask.question.id, ask.order), {})
+            found[context] = self.letters.read(context, logits)
+            if len(found) == len(self.letters.contexts):
+                del readings[ask.question.id, ask.order]
+                tokens = len(prompts[index]) - len(context)
+                yield self._answer(ask, found, tokens, watch.lap(), dropped)
+
+    def _answer(
+        self, ask: Ask, found: dict[Ids, Reading], tokens: int, ns: int, dropped: int
     ) -> Answer:
-        ns = time.perf_counter_ns() - started
-        return Answer(question.id, "", None, tokens, ns, dropped, reason=reason)
-
-
-def fit(prompt: Prompt, tokenizer: TextTokenizer, room: int) -> tuple[list[int] | None, int]:
-    """Return the prompt's ids, cut from the left to ``room`` tokens, and how many were cut.
-
-    The instruction and the question's beginning go first; where even the options do not fit, the
-    ids are None.
-    """
-    ids, ends = tokenizer.encode_with_ends(prompt.text)
-    surplus = max(0, len(ids) - room)
-    cuttable = sum(end <= len(prompt.head) for end in ends)
-    return (None if surplus > cuttable else ids[surplus:]), surplus
-
-
-def check_ids(ids: Sequence[int], runtime: TokenLogits) -> None:
-    """Refuse ids that the model does not have.
-
-    Raises:
-        InvalidInputError: With both sizes.
-    """
-    largest = max(ids, default=0)
-    if largest >= runtime.vocab_size:
-        raise InvalidInputError(
-            f"the tokenizer gives id {largest}, but the model has {runtime.vocab_size} tokens",
-            hint="Use the tokenizer.json that belongs to this model.",
-        )
+        values = self.letters.logprobs(found)
+        name, order = ask.question.id, ask.order
+        if not all(map(math.isfinite, values)):
+            return Answer(name, "", None, tokens, ns, dropped, reason="not_finite", order=order)
+        letter, tie = chosen(values)
+        a, b, c, d = values
+        return Answer(name, letter, (a, b, c, d), tokens, ns, dropped, tie, order=order)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,7 +15,7 @@ from mobilekit.core.errors import InvalidInputError
 
 from .fields import Field, find_field
 
-__all__ = ["LETTERS", "Letter", "Question", "read_key", "read_questions"]
+__all__ = ["LETTERS", "Letter", "Question", "oddities", "read_key", "read_questions"]
 
 Letter = Literal["A", "B", "C", "D"]
 LETTERS: tuple[Letter, Letter, Letter, Letter] = ("A", "B", "C", "D")
@@ -41,11 +42,13 @@ class Question:
 def read_questions(path: Path) -> list[Question]:
     """Read one CSV file of questions.
 
-    The field is the ``Field`` column where there is one, else the file's name.
+    The field is the ``Field`` column where there is one, else the file's name. A question whose
+    text or options are empty or equal stays in, since its owner may not be allowed to change it;
+    :func:`oddities` counts such ones.
 
     Raises:
-        InvalidInputError: If the file is missing, not UTF-8 or not CSV, lacks a column, repeats
-            an id, or has a row with a missing, empty or repeated option.
+        InvalidInputError: If the file is missing, not UTF-8 or not CSV, lacks a column or a
+            cell, or repeats an id.
     """
     header, rows = _read_csv(path, _COLUMNS)
     by_file = None if _FIELD_COLUMN in header else find_field(path.stem)
@@ -64,6 +67,17 @@ def read_questions(path: Path) -> list[Question]:
     if not questions:
         raise InvalidInputError(f"{path.name} has no question in it", hint="Get the file again.")
     return questions
+
+
+def oddities(questions: Iterable[Question]) -> dict[str, int]:
+    """Count questions that cannot be asked as they are meant; what there is none of is left out."""
+    found: Counter[str] = Counter()
+    for question in questions:
+        options = [option.strip() for option in question.options]
+        found["empty_question"] += not question.text.strip()
+        found["empty_option"] += not all(options)
+        found["equal_options"] += len(set(options)) < len(options)
+    return {name: count for name, count in found.items() if count}
 
 
 def read_key(path: Path) -> dict[str, Letter]:
@@ -94,22 +108,6 @@ def read_key(path: Path) -> dict[str, Letter]:
 
 def _question(path: Path, number: int, row: dict[str, str], by_file: Field | None) -> Question:
     question_id = _id(path, number, row["question_id"])
-    where = f"{path.name} row {number} (id {question_id})"
-    for column in ("Question", *LETTERS):
-        if not row[column].strip():
-            what = "the question" if column == "Question" else f"option {column}"
-            raise InvalidInputError(
-                f"{where}: {what} is empty",
-                hint="Fill it in or remove the row.",
-            )
-    stripped = [row[letter].strip() for letter in LETTERS]
-    for index, option in enumerate(stripped):
-        if option in stripped[:index]:
-            same = LETTERS[stripped.index(option)]
-            raise InvalidInputError(
-                f"{where}: options {same} and {LETTERS[index]} are equal",
-                hint="Four different options are needed for one of them to be right.",
-            )
     options = (row["A"], row["B"], row["C"], row["D"])
     field = by_file or find_field(row[_FIELD_COLUMN])
     return Question(question_id, row["Question"], options, field)

@@ -15,12 +15,14 @@ from mobilekit.core.errors import InvalidInputError
 from mobilekit.core.files import sha256_json, writing
 from mobilekit.core.strict import StrictModel
 
-from .loglik import Answer, Reason
+from .answers import Answer, Reason
+from .orders import orders
 
 __all__ = ["AnswerLog", "answer_log"]
 
-_SCHEMA = "mobilekit.answers/1"
+_SCHEMA = "mobilekit.answers/2"
 _HINT = "Remove the file to start anew, or give another one."
+_ORDERS = "|".join(orders(24))
 
 
 class _Line(StrictModel):
@@ -34,18 +36,22 @@ class _Line(StrictModel):
     dropped: int = Field(ge=0)
     tie: bool
     reason: Reason | None
+    order: str = Field(pattern=f"^(?:{_ORDERS})$")
 
 
 class AnswerLog:
-    """Answers of one run; those of an earlier, interrupted one are there from the start."""
+    """Answers of one run, by question id and order of its options.
 
-    def __init__(self, stream: IO[str] | None, answers: dict[str, Answer]) -> None:
+    Those of an earlier, interrupted run are there from the start.
+    """
+
+    def __init__(self, stream: IO[str] | None, answers: dict[tuple[str, str], Answer]) -> None:
         self._stream = stream
         self.answers = answers
 
     def add(self, answer: Answer) -> None:
         """Keep an answer; it is on its way to the disk when this returns."""
-        self.answers[answer.id] = answer
+        self.answers[answer.id, answer.order] = answer
         if self._stream is not None:
             self._stream.write(json.dumps(asdict(answer), allow_nan=False) + "\n")
             self._stream.flush()
@@ -91,8 +97,8 @@ def _whole_lines(path: Path, header: str) -> list[bytes]:
     return lines
 
 
-def _read(path: Path, lines: list[bytes], header: dict[str, str]) -> dict[str, Answer]:
-    answers: dict[str, Answer] = {}
+def _read(path: Path, lines: list[bytes], header: dict[str, str]) -> dict[tuple[str, str], Answer]:
+    answers: dict[tuple[str, str], Answer] = {}
     for number, line in enumerate(lines, start=1):
         try:
             value = json.loads(line)
@@ -100,7 +106,7 @@ def _read(path: Path, lines: list[bytes], header: dict[str, str]) -> dict[str, A
             raise InvalidInputError(f"{path} line {number} is not JSON", hint=_HINT) from None
         if number > 1:
             stored = _Line.parse(value, f"{path} line {number}")
-            answers[stored.id] = Answer(**stored.model_dump())
+            answers[stored.id, stored.order] = Answer(**stored.model_dump())
         elif value != header:
             raise InvalidInputError(
                 f"{path} holds the answers of another run: other questions, model or settings",

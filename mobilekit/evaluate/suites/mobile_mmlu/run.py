@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mobilekit.core import console
 from mobilekit.core.errors import UsageError
 from mobilekit.core.files import sha256_json
 from mobilekit.core.suggest import did_you_mean
@@ -14,15 +16,23 @@ from mobilekit.evaluate.outcome import Control, Outcome, Progress, Suite
 from mobilekit.runtime.base import TokenLogits
 from mobilekit.schema.result import Sample, Workload
 
+from .answers import Answer, Ask, Scorer
+from .cloze import ClozeScorer, cloze_metrics
 from .dataset import QuestionSet, limited, load_dataset
-from .loglik import Answer, LoglikScorer
-from .prompt import PROMPT_VERSION
+from .generate import GenerateScorer
+from .loglik import LoglikScorer
+from .orders import IN_FILE_ORDER, orders, reordered
 from .resume import answer_log
+from .robustness import order_metrics
 from .score import score
 
 __all__ = ["SUITE", "mobile_mmlu"]
 
-SCORERS = {"loglik": LoglikScorer}
+SCORERS: dict[str, Callable[[TokenLogits, TextTokenizer], Scorer]] = {
+    "cloze": ClozeScorer,
+    "generate": GenerateScorer,
+    "loglik": LoglikScorer,
+}
 _DIGITS = 9  # of a stored log-probability: more than float32 has
 
 
@@ -33,6 +43,7 @@ def mobile_mmlu(
     *,
     key: str | Path | None = None,
     scorer: str = "loglik",
+    rotations: int = 1,
     limit: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -44,83 +55,119 @@ def mobile_mmlu(
     Args:
         runtime: A checkpoint or an artifact, opened by ``mobilekit.runtime``.
         tokenizer: What ``mobilekit.data.tokenizer`` loads or wraps.
-        data: "sample", or the folder or CSV file of a local copy.
+        data: "sample", the folder or CSV file of a local copy, or a data set of the hub.
         key: Answer key ``question_id,answer``; the sample has its own.
-        scorer: "loglik".
+        scorer: "loglik", "generate" or "cloze".
+        rotations: Orders of the options to ask in: 1, 4 or 24.
         limit: At most so many questions, each field in proportion.
         seed: Which questions a limit picks.
-        progress: Called after every question.
+        progress: Called after every presentation of a question.
         resume_file: JSON lines; answers found there are not asked again.
         model_id: Checksum of what runs, so that a resumed run cannot mix two models.
 
     Returns:
-        Metrics, letters by id, and the nanoseconds of each question; no question text.
+        Metrics, letters by id, and the nanoseconds of each presentation; no question text.
 
     Raises:
         UsageError: If the scorer is unknown.
-        InvalidInputError: If the data, the key, the tokenizer or the resume file is unusable.
+        InvalidInputError: If a setting, the data, the key, the tokenizer or the resume file is
+            unusable.
     """
     if scorer not in SCORERS:
         raise UsageError(
             f"unknown scorer '{scorer}'{did_you_mean(scorer, SCORERS)}",
             hint=f"Known scorers: {', '.join(sorted(SCORERS))}.",
         )
-    dataset = limited(load_dataset(data, key), limit, seed=seed)
-    text_tokenizer = wrap_tokenizer(tokenizer)
-    asking = SCORERS[scorer](runtime, text_tokenizer)
-    settings = {"scorer": scorer, "limit": limit, "seed": seed}
-    identity = _identity(runtime, dataset, settings, model_id)
-    identity["tokenizer"] = text_tokenizer.sha256()
-    answers: list[Answer] = []
-    with answer_log(resume_file, identity) as log:
-        for question in dataset.questions:
-            if question.id not in log.answers:
-                log.add(asking.answer(question))
-            answers.append(log.answers[question.id])
-            if progress is not None:
-                progress(1)
-    return _outcome(dataset, answers, asking, settings)
+    given = {
+        "data": str(data),
+        "key": None if key is None else str(key),
+        "scorer": scorer,
+        "rotations": rotations,
+        "limit": limit,
+        "seed": seed,
+    }
+    config = MobileMMLUConfig.parse(given, "suite mobile_mmlu")
+    control = Control(progress, resume_file, model_id)
+    return _run(runtime, wrap_tokenizer(tokenizer), config, control)
 
 
-def _identity(
-    runtime: TokenLogits, dataset: QuestionSet, settings: dict[str, Any], model_id: str
-) -> dict[str, Any]:
-    return {
-        **settings,
-        "prompt": PROMPT_VERSION,
+def _run(
+    runtime: TokenLogits, tokenizer: TextTokenizer, config: MobileMMLUConfig, control: Control
+) -> Outcome:
+    dataset = limited(load_dataset(config.data, config.key), config.limit, seed=config.seed)
+    for what, count in dataset.record()["warnings"].items():
+        console.warn(f"{dataset.name}: {count} with {what.replace('_', ' ')}, asked all the same")
+    scorer = SCORERS[config.scorer](runtime, tokenizer)
+    asks = [
+        Ask(reordered(question, order), order)
+        for question in dataset.questions
+        for order in orders(config.rotations)
+    ]
+    identity = {
+        **_settings(config, scorer),
         "data": dataset.sha256,
         "ids": [question.id for question in dataset.questions],
-        "model": model_id,
+        "model": control.model_id,
         "runtime": [runtime.name, runtime.version, runtime.context_length, runtime.vocab_size],
+        "tokenizer": tokenizer.sha256(),
     }
-
-
-def _outcome(
-    dataset: QuestionSet, answers: list[Answer], scorer: LoglikScorer, settings: dict[str, Any]
-) -> Outcome:
+    answers = _ask(scorer, asks, identity, control)
     metrics = {
         "suite": "mobile_mmlu",
-        "scorer": settings["scorer"],
+        "scorer": config.scorer,
+        "prompt_version": scorer.prompt_version,
         "dataset": dataset.record(),
-        **score(dataset, answers),
-        "letter_tokens": scorer.letters.record(),
-        "logprobs": {one.id: _rounded(one) for one in answers},
+        **_metrics(dataset, answers, config),
+        **scorer.record(),
     }
-    samples = tuple(
-        Sample(phase="question", repetition=index, tokens=max(1, one.tokens), ns=one.ns)
-        for index, one in enumerate(answers)
-    )
     return Outcome(
-        workload=Workload(
-            id=dataset.name,
-            prompt_tokens=sum(one.tokens for one in answers),
-            repetitions=len(answers),
-            settings={**settings, "context_length": scorer.runtime.context_length},
-        ),
+        workload=_workload(dataset, answers, _settings(config, scorer), runtime),
         metrics=metrics,
-        samples=samples,
-        letters={one.id: one.letter for one in answers},
+        samples=tuple(
+            Sample(phase="question", repetition=index, tokens=max(1, one.tokens), ns=one.ns)
+            for index, one in enumerate(answers)
+        ),
+        letters={one.id: one.letter for one in answers if one.order == IN_FILE_ORDER},
     )
+
+
+def _settings(config: MobileMMLUConfig, scorer: Scorer) -> dict[str, Any]:
+    return {
+        "scorer": config.scorer,
+        "prompt_version": scorer.prompt_version,
+        "rotations": config.rotations,
+        "limit": config.limit,
+        "seed": config.seed,
+    }
+
+
+def _ask(
+    scorer: Scorer, asks: Sequence[Ask], identity: dict[str, Any], control: Control
+) -> list[Answer]:
+    """Ask all that the log does not hold; return the answers in the order of ``asks``."""
+    with answer_log(control.resume_file, identity) as log:
+        left = [ask for ask in asks if (ask.question.id, ask.order) not in log.answers]
+        if control.progress is not None and len(left) < len(asks):
+            control.progress(len(asks) - len(left), "resumed")
+        for answer in scorer.answers(left):
+            log.add(answer)
+            if control.progress is not None:
+                control.progress(1)
+        return [log.answers[ask.question.id, ask.order] for ask in asks]
+
+
+def _metrics(
+    dataset: QuestionSet, answers: Sequence[Answer], config: MobileMMLUConfig
+) -> dict[str, Any]:
+    plain = [answer for answer in answers if answer.order == IN_FILE_ORDER]
+    cloze = {"cloze": cloze_metrics(dataset, plain)} if config.scorer == "cloze" else {}
+    has_logprobs = config.scorer != "generate"
+    return {
+        **score(dataset, plain),
+        **cloze,
+        "order": order_metrics(answers, dataset.key, config.rotations),
+        "logprobs": {one.id: _rounded(one) for one in plain} if has_logprobs else {},
+    }
 
 
 def _rounded(answer: Answer) -> list[float] | None:
@@ -129,25 +176,20 @@ def _rounded(answer: Answer) -> list[float] | None:
     return [float(f"{value:.{_DIGITS}g}") for value in answer.logprobs]
 
 
-def _run(
-    runtime: TokenLogits, tokenizer: TextTokenizer, config: MobileMMLUConfig, control: Control
-) -> Outcome:
-    return mobile_mmlu(
-        runtime,
-        tokenizer,
-        config.data,
-        key=config.key,
-        scorer=config.scorer,
-        limit=config.limit,
-        seed=config.seed,
-        progress=control.progress,
-        resume_file=control.resume_file,
-        model_id=control.model_id,
+def _workload(
+    dataset: QuestionSet, answers: Sequence[Answer], settings: dict[str, Any], runtime: TokenLogits
+) -> Workload:
+    return Workload(
+        id=dataset.name,
+        prompt_tokens=sum(one.tokens for one in answers),
+        repetitions=len(answers),
+        settings={**settings, "context_length": runtime.context_length},
     )
 
 
 def _size(config: MobileMMLUConfig) -> int:
-    return len(limited(load_dataset(config.data, config.key), config.limit).questions)
+    questions = limited(load_dataset(config.data, config.key), config.limit).questions
+    return len(questions) * config.rotations
 
 
 def _digest(config: MobileMMLUConfig) -> str:
