@@ -19,6 +19,8 @@ from .config import AimerConfig, Variant
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from mobilekit.models.stored import StoredModel
+
 _WHOLE_FLOATS = {"float64", "float32", "float16", "bfloat16"}
 
 
@@ -34,6 +36,14 @@ class Aimer:
     needs = frozenset({"expert"})
     after: frozenset[str] = frozenset()
     conflicts: frozenset[str] = frozenset()
+    weight_only = frozenset({"aimer", "random", "magnitude"})
+    cuts_only = True
+
+    def read(self, stored: StoredModel) -> None:
+        """Sum the experts of a stored checkpoint, so that its model can be planned for."""
+        from .scan import scan
+
+        scan(stored)
 
     def plan(
         self, model: nn.Module, config: AimerConfig, data: Any = None, workdir: Path | None = None
@@ -134,14 +144,18 @@ def _layer_scores(model: nn.Module, group: UnitGroup, config: AimerConfig) -> li
     """Return one score an expert; +inf marks an expert that is all zeros."""
     import torch
 
+    from .known import known_sums
     from .score import aimer_scores, magnitude_scores, rounded
 
     if config.variant == "random":
         stream = generator(config.seed, f"aimer.random.layer{group.layer}")
         return rounded(torch.rand(group.count, generator=stream))
+    score = aimer_scores if config.variant == "aimer" else magnitude_scores
+    if (sums := known_sums(model, group)) is not None:  # of a checkpoint that was read, not loaded
+        return rounded(score(sums))
     tensors = group.scored_tensors(model)
     _check_loaded(tensors, group.layer)
-    values = (aimer_scores if config.variant == "aimer" else magnitude_scores)(tensors)
+    values = score(tensors)
     if not bool(values.isfinite().all()):  # a dead expert, or weights that are not finite
         _check_finite(tensors, group.layer)
     return rounded(values)
