@@ -14,6 +14,8 @@ from .config import MethodConfig
 if TYPE_CHECKING:
     from torch import nn
 
+    from mobilekit.models.stored import StoredModel
+
 C = TypeVar("C", bound=MethodConfig)
 
 
@@ -27,6 +29,10 @@ class Method(Protocol[C]):
         needs: Kinds of unit it acts on; the model's family must have them.
         after: Methods that, where both are used, must come before this one.
         conflicts: Methods that cannot be combined with this one.
+        weight_only: Variants whose ``plan`` needs no weights in memory: after ``read`` it takes
+            the model of a stored checkpoint, which is on the meta device.
+        cuts_only: Whether ``apply`` is ``restructure`` and nothing else, so that a stored
+            checkpoint can be cut file to file.
     """
 
     name: str
@@ -35,6 +41,11 @@ class Method(Protocol[C]):
     needs: frozenset[str]
     after: frozenset[str]
     conflicts: frozenset[str]
+    weight_only: frozenset[str]
+    cuts_only: bool
+
+    def read(self, stored: StoredModel) -> None:
+        """Read from a checkpoint on disk what ``plan`` needs of its weights, and its hash."""
 
     def plan(
         self, model: nn.Module, config: C, data: Any = None, workdir: Path | None = None

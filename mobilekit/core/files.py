@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -35,14 +35,24 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def sha256_tree(root: Path, paths: Iterable[Path] | None = None) -> str:
-    """Return one SHA-256 over the names and bytes of the files under ``root``."""
+def sha256_tree(
+    root: Path, paths: Iterable[Path] | None = None, known: Mapping[Path, str] | None = None
+) -> str:
+    """Return one SHA-256 over the names and bytes of the files under ``root``.
+
+    Args:
+        root: The directory.
+        paths: Which files; all of them where ``None``.
+        known: SHA-256 of files that were read already.
+    """
+    found = known or {}
     digest = hashlib.sha256()
     files = (
         sorted(paths) if paths is not None else sorted(p for p in root.rglob("*") if p.is_file())
     )
     for path in files:
-        digest.update(f"{path.relative_to(root).as_posix()}\0{sha256_file(path)}\n".encode())
+        own = found.get(path) or sha256_file(path)
+        digest.update(f"{path.relative_to(root).as_posix()}\0{own}\n".encode())
     return digest.hexdigest()
 
 

@@ -124,7 +124,7 @@ def filled(
         InvalidInputError: If config, plans and weights do not belong together.
     """
     skeleton = skeleton_of(path, cls, config, plans, table)
-    _check_table(path, skeleton, table)
+    check_table(path, skeleton, table)
     built = _replaying(cls, plans)
     files = sorted({entry.file for entry in table.values()})
     with contextlib.ExitStack() as stack:
@@ -210,7 +210,7 @@ def _check_top_k(path: Path, model: nn.Module) -> None:
             )
 
 
-def _check_table(path: Path, skeleton: Any, table: Mapping[str, TensorEntry]) -> None:
+def check_table(path: Path, skeleton: Any, table: Mapping[str, TensorEntry]) -> None:
     """Hold the stored names and shapes against those that the architecture asks for.
 
     Raises:

@@ -76,22 +76,23 @@ def load(source: str | Path, device: str = "auto", dtype: str = "auto") -> nn.Mo
     cls, config = architecture(path, name, raw)
     table, unused = used_and_unused(cls, config, tensor_table(path))
     if unused:
-        _tell_of_unused(path, unused)
+        tell_of_unused(path, unused)
         drop_prediction_heads_(config)
     plans = stored_plans(path)
     stored: torch.dtype = getattr(torch, common_dtype(cls, table))
     if wanted is None:
-        _tell_of_widening(path, ordinary_tensors(cls, table), stored)
+        tell_of_widening(path, ordinary_tensors(cls, table), stored)
     model = filled(path, cls, config, plans, table, wanted or stored)
     _check_finite(path, model)
-    _read_generation_config(path, model)
+    read_generation_config(path, model)
     model.to(target)
     _choose_experts(model, target)
     record(model, Provenance(path, tuple(plans)))
     return model
 
 
-def _tell_of_widening(path: Path, table: Mapping[str, TensorEntry], widest: torch.dtype) -> None:
+def tell_of_widening(path: Path, table: Mapping[str, TensorEntry], widest: torch.dtype) -> None:
+    """Say that a checkpoint of several dtypes is taken in one of them."""
     dtypes = sorted({entry.dtype for entry in table.values()})
     if len(dtypes) > 1:
         console.warn(
@@ -100,7 +101,7 @@ def _tell_of_widening(path: Path, table: Mapping[str, TensorEntry], widest: torc
         )
 
 
-def _tell_of_unused(path: Path, unused: Mapping[str, TensorEntry]) -> None:
+def tell_of_unused(path: Path, unused: Mapping[str, TensorEntry]) -> None:
     size = sum(entry.nbytes for entry in unused.values()) / 1e6
     console.warn(
         f"{path} has {len(unused)} tensors for multi-token prediction ({next(iter(unused))}, …; "
@@ -142,7 +143,7 @@ def save(model: nn.Module, out: str | Path, *, tokenizer_from: str | Path | None
         if history.plans:
             atomic_write_json(folder / PLAN_FILE, [plan.to_json() for plan in history.plans])
         if origin is not None and origin.is_dir():
-            _copy_companions(origin, folder)
+            copy_companions(origin, folder)
         elif origin is not None:
             console.warn(f"{origin} is gone, so {target} has no tokenizer")
         for file in folder.iterdir():
@@ -247,7 +248,12 @@ def _check_finite(path: Path, model: nn.Module) -> None:
             )
 
 
-def _read_generation_config(path: Path, model: Any) -> None:
+def read_generation_config(path: Path, model: Any) -> None:
+    """Give a model the generation settings that lie beside its weights, if any do.
+
+    Raises:
+        InvalidInputError: If they cannot be read.
+    """
     if (path / GENERATION_FILE).is_file():
         from transformers import GenerationConfig
 
@@ -263,7 +269,7 @@ def _read_generation_config(path: Path, model: Any) -> None:
             ) from None
 
 
-def _copy_companions(origin: Path, folder: Path) -> None:
+def copy_companions(origin: Path, folder: Path) -> None:
     """Copy tokenizer and licences beside the weights."""
     texts = [file.name for file in origin.glob("*LICEN[CS]E*")]
     for name in (*TOKENIZER_FILES, *texts):

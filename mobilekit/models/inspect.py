@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -172,8 +173,12 @@ def licences(path: Path) -> tuple[str, ...]:
     return tuple(str(name) for name in (named if isinstance(named, list) else [named]) if name)
 
 
-def checkpoint_hash(source: str | Path) -> str:
+def checkpoint_hash(source: str | Path, known: Mapping[Path, str] | None = None) -> str:
     """Return ``sha256:…`` over all that defines the model: weights, configs, plans, tokenizer.
+
+    Args:
+        source: The checkpoint.
+        known: SHA-256 of those of its files that were read already.
 
     Raises:
         InvalidInputError: If ``source`` is no checkpoint or its weights are not whole.
@@ -181,4 +186,4 @@ def checkpoint_hash(source: str | Path) -> str:
     path = resolve(source)
     names = [CONFIG_FILE, GENERATION_FILE, PLAN_FILE, INDEX_FILE, *TOKENIZER_FILES]
     files = [path / name for name in names if (path / name).is_file()]
-    return "sha256:" + sha256_tree(path, [*files, *weight_files(path)])
+    return "sha256:" + sha256_tree(path, [*files, *weight_files(path)], known)

@@ -24,11 +24,13 @@ class Provenance:
         source: Directory that it was loaded from or last saved to, or ``None``.
         plans: Every plan applied to it, in order, those of the checkpoint first.
         modified: Whether a plan was applied since ``source`` was read or written.
+        known_hash: The content hash of ``source``, where it was found while reading it.
     """
 
     source: Path | None = None
     plans: tuple[Plan, ...] = ()
     modified: bool = field(default=False)
+    known_hash: str | None = field(default=None)
 
     @cached_property
     def parent_hash(self) -> str | None:
@@ -38,7 +40,7 @@ class Provenance:
         """
         if self.source is None or self.modified or not self.source.is_dir():
             return None
-        return checkpoint_hash(self.source)
+        return self.known_hash or checkpoint_hash(self.source)
 
     def applied(self, plan: Plan) -> Provenance:
         """Return the history after one more plan."""

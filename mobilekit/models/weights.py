@@ -39,12 +39,14 @@ class TensorEntry:
         dtype: Name as safetensors writes it ("BF16").
         shape: Its shape.
         nbytes: Its size in bytes.
+        start: Where in the file its bytes begin.
     """
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
+    start: int
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -152,13 +154,15 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
     try:
         header = json.loads(text)
         entries = {k: v for k, v in header.items() if k != "__metadata__"}
-        return _checked_entries(file, entries, size - 8 - length)
+        return _checked_entries(file, entries, 8 + length, size)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise _damaged(file, f"a header that cannot be read ({error!r:.80})") from None
 
 
-def _checked_entries(file: Path, entries: dict[str, Any], size: int) -> dict[str, TensorEntry]:
-    """Return the entries if they tile the data of ``size`` bytes without gap or overlap."""
+def _checked_entries(
+    file: Path, entries: dict[str, Any], data: int, size: int
+) -> dict[str, TensorEntry]:
+    """Return the entries if they tile the bytes from ``data`` to ``size``, each byte once."""
     end = 0
     table = {}
     for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
@@ -167,10 +171,10 @@ def _checked_entries(file: Path, entries: dict[str, Any], size: int) -> dict[str
         nbytes = prod(shape) * _ITEM_BYTES[entry["dtype"]]
         if begin != end or stop - begin != nbytes or min(shape, default=0) < 0:
             raise _damaged(file, f"{name} at bytes {begin}-{stop}, expected {end}-{end + nbytes}")
-        table[name] = TensorEntry(file, entry["dtype"], shape, nbytes)
+        table[name] = TensorEntry(file, entry["dtype"], shape, nbytes, data + begin)
         end = stop
-    if end != size:
-        raise _damaged(file, f"{size} bytes of tensors, expected {end}")
+    if data + end != size:
+        raise _damaged(file, f"{size - data} bytes of tensors, expected {end}")
     return table
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mobilekit.compress.aimer import score as maths
+from mobilekit.compress.aimer import kernel
 from mobilekit.compress.aimer.score import (
     aimer_scores,
     choose_pruned,
@@ -113,7 +113,7 @@ def test_permuting_experts_permutes_scores(order: list[int], seed: int) -> None:
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = random_experts(1)
     whole = weight_sums(tensors)
-    monkeypatch.setattr(maths, "_CHUNK", 80)
+    monkeypatch.setattr(kernel, "_CHUNK", 80)
     chunked = weight_sums(tensors)
     assert torch.equal(whole[0], chunked[0])
     assert torch.equal(whole[1], chunked[1])

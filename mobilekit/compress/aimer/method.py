@@ -18,6 +18,8 @@ from .config import AimerConfig, Variant
 if TYPE_CHECKING:
     from torch import nn
 
+    from mobilekit.models.stored import StoredModel
+
 _SMALL = 1_000_000_000  # parameters below which the note is given; what was measured is far below
 
 
@@ -35,6 +37,14 @@ class Aimer:
     needs = frozenset({"expert"})
     after: frozenset[str] = frozenset()
     conflicts: frozenset[str] = frozenset()
+    weight_only = frozenset({"aimer", "random", "magnitude"})
+    cuts_only = True
+
+    def read(self, stored: StoredModel) -> None:
+        """Sum the experts of a stored checkpoint, so that its model can be planned for."""
+        from .scan import scan
+
+        scan(stored)
 
     def plan(
         self, model: nn.Module, config: AimerConfig, data: Any = None, workdir: Path | None = None

@@ -5,51 +5,64 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-_CHUNK = 1 << 22  # elements upcast at once: 32 MB in float64
+from .kernel import Kernel, total, unit_sums
+
 _DIGITS = 10  # significant digits of a score
 
 
-def weight_sums(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor, int]:
-    """Return each expert's sum of |w| and of w² over all its matrices, and its element count.
+class WeightSums(NamedTuple):
+    """What every score from weights alone follows from.
+
+    Attributes:
+        absolute: Each expert's P = Σ|w| over all its matrices, shape (E,), float64, on a CPU.
+        squared: Each expert's Q = Σw², likewise.
+        elements: N, how many weights an expert has.
+    """
+
+    absolute: Tensor
+    squared: Tensor
+    elements: int
+
+
+def weight_sums(tensors: Sequence[Tensor], kernel: Kernel | None = None) -> WeightSums:
+    """Return each expert's sums over all its matrices.
 
     Args:
         tensors: The experts' matrices, each of shape (E, …), any float dtype, any device.
-
-    Returns:
-        P = Σ|w| and Q = Σw², each of shape (E,), float64, on the tensors' device; and N.
+        kernel: Which kernel adds up; chosen by dtype, device and size where ``None``.
 
     Raises:
         ValueError: If the tensors disagree in E, or there are none.
 
-    Source: AIMER, eq. (3)-(5). Summed in float64, a chunk of experts at a time: scores of a layer
-    differ in the 3rd or 4th decimal, and this way every device ranks them alike.
+    Source: AIMER, eq. (3)-(5).
     """
     if len({tensor.shape[0] for tensor in tensors}) != 1:
         raise ValueError(f"expected tensors of one E, got {[list(t.shape) for t in tensors]}")
-    count = tensors[0].shape[0]
-    absolute = torch.zeros(count, dtype=torch.float64, device=tensors[0].device)
-    squared = torch.zeros_like(absolute)
-    elements = 0
-    for tensor in tensors:
-        flat = tensor.detach().reshape(count, -1)  # (E, n)
-        elements += flat.shape[1]
-        step = max(1, _CHUNK // max(1, flat.shape[1]))
-        for start in range(0, count, step):
-            wide = flat[start : start + step].double()
-            absolute[start : start + step] += wide.abs().sum(dim=1)
-            squared[start : start + step] += wide.square().sum(dim=1)
-    return absolute, squared, elements
+    parts = [unit_sums(tensor, kernel) for tensor in tensors]
+    return pooled(parts, sum(tensor[0].numel() for tensor in tensors))
 
 
-def aimer_scores(tensors: Sequence[Tensor]) -> Tensor:
+def pooled(parts: Sequence[Tensor], elements: int) -> WeightSums:
+    """Return the sums over all matrices of each expert.
+
+    Args:
+        parts: The sums of each matrix, shape (E, 4), as :func:`unit_sums` gives them.
+        elements: How many weights an expert has in all of them.
+    """
+    sums = total(parts)
+    return WeightSums(sums[:, 0] + sums[:, 1], sums[:, 2] + sums[:, 3], elements)
+
+
+def aimer_scores(weights: Sequence[Tensor] | WeightSums) -> Tensor:
     """Return the AIMER score of each expert; higher means more removable.
 
     Args:
-        tensors: The experts' matrices, each of shape (E, …), any float dtype.
+        weights: The experts' matrices, each of shape (E, …), any float dtype; or their sums.
 
     Returns:
         Scores, shape (E,), float64, in [1/√N, 1]; +inf for an expert that is all zeros, which is
@@ -61,25 +74,31 @@ def aimer_scores(tensors: Sequence[Tensor]) -> Tensor:
     Source: AIMER, eq. (7): A = P / √(N·Q). The published code scores an all-zero expert 0 and so
     keeps it; we remove it.
     """
-    absolute, squared, elements = weight_sums(tensors)
+    absolute, squared, elements = _sums(weights)
     scores = absolute / (elements * squared).sqrt()
     dead = absolute == 0
     return torch.where(dead, torch.full_like(scores, math.inf), scores)
 
 
-def magnitude_scores(tensors: Sequence[Tensor]) -> Tensor:
+def magnitude_scores(weights: Sequence[Tensor] | WeightSums) -> Tensor:
     """Return each expert's mean absolute weight P/N, shape (E,), float64; higher means keep.
 
     Source: AIMER, weight-only ablation.
     """
-    absolute, _, elements = weight_sums(tensors)
+    absolute, _, elements = _sums(weights)
     return absolute / elements
+
+
+def _sums(weights: Sequence[Tensor] | WeightSums) -> WeightSums:
+    return weights if isinstance(weights, WeightSums) else weight_sums(weights)
 
 
 def rounded(scores: Tensor) -> list[float]:
     """Return the scores as numbers of ten significant digits, by which experts are ranked.
 
-    Devices sum in different orders; beyond these digits they may differ, and a plan may not.
+    Kernels and devices add up in float64, but in different orders: their scores differ by some
+    1e-16. Rounded like this they are equal, but for one score in about a million, which lies that
+    near to a boundary and differs in its tenth digit.
     """
     return [float(f"{score:.{_DIGITS}g}") for score in scores.tolist()]
 

@@ -75,14 +75,18 @@ def score_experts(
 def _of_weights(model: nn.Module, group: UnitGroup, config: AimerConfig) -> list[float]:
     import torch
 
+    from .known import known_sums
     from .score import aimer_scores, magnitude_scores, rounded
 
     if config.variant == "random":
         stream = generator(config.seed, f"aimer.random.layer{group.layer}")
         return rounded(torch.rand(group.count, generator=stream))
+    score = aimer_scores if config.variant == "aimer" else magnitude_scores
+    if (sums := known_sums(model, group)) is not None:  # of a checkpoint that was read, not loaded
+        return rounded(score(sums))
     tensors = group.scored_tensors(model)
     _check_loaded(tensors, group.layer)
-    values = (aimer_scores if config.variant == "aimer" else magnitude_scores)(tensors)
+    values = score(tensors)
     if not bool(values.isfinite().all()):  # a dead expert, or weights that are not finite
         _check_finite(tensors, group.layer)
     return rounded(values)
