@@ -102,6 +102,7 @@ def tell_of_widening(path: Path, table: Mapping[str, TensorEntry], widest: torch
 
 
 def tell_of_unused(path: Path, unused: Mapping[str, TensorEntry]) -> None:
+    """Warn of stored tensors that the class has no modules for."""
     size = sum(entry.nbytes for entry in unused.values()) / 1e6
     console.warn(
         f"{path} has {len(unused)} tensors for multi-token prediction ({next(iter(unused))}, …; "

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mobilekit.data.tokenizer import TextTokenizer
-from mobilekit.runtime.base import TokenLogits
+from mobilekit.runtime.base import BatchedLogits, TokenLogits
+from mobilekit.runtime.prompts import prompt_logits
 
 from .answers import Answer, Ask, Stopwatch, check_ids, chosen, fit
-from .last_logits import prompt_logits
 from .letters import Ids, LetterTokens, Reading, letter_tokens
 from .prompt import LOGLIK_VERSION, loglik_prompt
 
@@ -47,8 +47,10 @@ class LoglikScorer:
             yield from self._block(asks[first : first + _BLOCK])
 
     def record(self) -> dict[str, Any]:
-        """Tokens that each letter takes."""
-        return {"letter_tokens": self.letters.record()}
+        """Tokens that each letter takes, and what the time of a sample is that of."""
+        # of a pass of many questions the first gets all the time: only the sum is a measurement
+        timed = "passes of many questions" if isinstance(self.runtime, BatchedLogits) else "each"
+        return {"letter_tokens": self.letters.record(), "timed": timed}
 
     def _block(self, asks: Sequence[Ask]) -> Iterator[Answer]:
         watch = Stopwatch()
