@@ -122,3 +122,18 @@ def planted() -> type[Planted]:
 @pytest.fixture(scope="session")
 def make_tokenizer() -> Callable[..., TextTokenizer]:
     return byte_tokenizer
+
+
+@pytest.fixture
+def assert_same_metrics() -> Callable[[dict[str, Any], dict[str, Any]], None]:
+    """Hold metrics equal; other questions in a pass may move the last bits of a log-probability."""
+
+    def check(found: dict[str, Any], expected: dict[str, Any]) -> None:
+        both = [dict(found), dict(expected)]
+        ours, theirs = (metrics.pop("logprobs") for metrics in both)
+        assert both[0] == both[1]
+        assert ours.keys() == theirs.keys()
+        for name, values in theirs.items():
+            assert ours[name] == pytest.approx(values, abs=1e-4)
+
+    return check

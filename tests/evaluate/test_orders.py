@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,10 @@ def test_figures_by_hand() -> None:
 
 
 def test_a_run_goes_on_in_the_middle_of_a_question(
-    runtime: TorchRuntime, tokenizer: TextTokenizer, tmp_path: Path
+    runtime: TorchRuntime,
+    tokenizer: TextTokenizer,
+    tmp_path: Path,
+    assert_same_metrics: Callable[[dict[str, Any], dict[str, Any]], None],
 ) -> None:
     class Stopped(Exception):
         pass
@@ -146,7 +150,9 @@ def test_a_run_goes_on_in_the_middle_of_a_question(
     with pytest.raises(Stopped):
         mobile_mmlu(runtime, tokenizer, FULL, progress=stop, **settings)  # type: ignore[arg-type]
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()[1:]]
-    assert [line["order"] for line in lines] == [*orders(4), *orders(4)[:2]]
+    answered = {(line["id"], line["order"]) for line in lines}
+    assert len(lines) == len(answered) == 6  # whichever were fast to answer
+    assert {order for _, order in answered} <= set(orders(4))
     seen: list[float] = []
     resumed = mobile_mmlu(
         runtime,
@@ -155,20 +161,22 @@ def test_a_run_goes_on_in_the_middle_of_a_question(
         progress=lambda amount=1, note="": seen.append(amount),  # type: ignore[misc]
         **settings,  # type: ignore[arg-type]
     )
-    assert resumed.metrics == whole.metrics
+    assert_same_metrics(resumed.metrics, whole.metrics)
     assert (seen[0], sum(seen)) == (6, 48)
     with pytest.raises(InvalidInputError, match="another run"):
         mobile_mmlu(runtime, tokenizer, FULL, key=KEY, rotations=1, resume_file=log)
 
 
 def test_the_files_order_is_the_run_without_rotations(
-    runtime: TorchRuntime, tokenizer: TextTokenizer
+    runtime: TorchRuntime,
+    tokenizer: TextTokenizer,
+    assert_same_metrics: Callable[[dict[str, Any], dict[str, Any]], None],
 ) -> None:
     plain = mobile_mmlu(runtime, tokenizer, FULL, key=KEY)
     turned = mobile_mmlu(runtime, tokenizer, FULL, key=KEY, rotations=4)
     assert turned.letters == plain.letters
-    same = plain.metrics.keys() - {"order"}
-    assert {key: turned.metrics[key] for key in same} == {key: plain.metrics[key] for key in same}
+    found = {key: value for key, value in turned.metrics.items() if key != "order"}
+    assert_same_metrics(found, {k: v for k, v in plain.metrics.items() if k != "order"})
 
 
 @pytest.mark.parametrize("rotations", [0, 2, 23])
