@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,6 +37,22 @@ def test_routers_are_no_weight_layers(tiny_qwen3_moe: nn.Module) -> None:
     paths = set(weight_layers(program))
     assert {"lm_head", "model.embed_tokens", "model.layers.0.mlp.gate_up"} <= paths
     assert not [path for path in paths if "routing" in path or path.endswith("gate")]
+
+
+@pytest.mark.parametrize("name", ["qwen2_moe", "ernie4_5_moe", "glm4_moe"])
+def test_layers_beside_the_experts_are_called_as_in_the_checkpoint(
+    name: str, tiny: Callable[[str], nn.Module]
+) -> None:
+    model = tiny(name)
+    program = family_of(model).export_program(model, Phase("forward", StateForm.RESIDENT, 32))
+    layers = weight_layers(program)
+    merged = {path for path in layers if path.endswith((".experts.gate_up", ".experts.down"))}
+    assert len(merged) == 4  # two layers with experts
+    own = {id(module) for module in model.modules()}
+    for path in layers.keys() - merged:
+        assert model.get_submodule(path).weight.shape == layers[path].weight.shape
+        assert id(layers[path]) not in own  # what is quantized is a private copy
+    assert any(".shared_expert" in path for path in layers)
 
 
 def test_an_override_that_matches_nothing_is_refused() -> None:

@@ -166,6 +166,25 @@ def test_a_tied_table_stays_one_tensor(tiny: Callable[[str], nn.Module]) -> None
         ("gemma2", {"final_logit_softcapping": 2.0}),
         ("gemma3", {"sliding_window": 6}),
         ("olmoe", {"clip_qkv": 0.5}),
+        ("mixtral", {"sliding_window": 6}),
+        ("qwen2_moe", {"norm_topk_prob": True}),
+        (
+            "qwen2_moe",
+            {
+                "use_sliding_window": True,
+                "sliding_window": 6,
+                "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+            },
+        ),
+        ("granite_moe", {"embedding_multiplier": 1.0}),
+        ("granite_moe", {"attention_multiplier": 1.0}),
+        ("granite_moe", {"residual_multiplier": 1.0}),
+        ("granite_moe", {"logits_scaling": 1.0}),
+        ("ernie4_5_moe", {"moe_norm_min": 1.0}),
+        ("glm4_moe", {"norm_topk_prob": False}),
+        ("glm4_moe", {"routed_scaling_factor": 1.0}),
+        ("glm4_moe", {"topk_group": 2}),
+        ("glm4_moe", {"n_group": 1}),
     ],
 )
 def test_a_setting_changes_program_and_model_alike(
