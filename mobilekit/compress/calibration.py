@@ -48,11 +48,6 @@ class Calibration:
     batches: tuple[Tensor, ...]
     record: dict[str, Any]
 
-    @property
-    def tokens(self) -> int:
-        """Tokens in all batches."""
-        return sum(batch.numel() for batch in self.batches)
-
 
 def text_batches(
     model: nn.Module, source: str, *, tokens: int, length: int, batch_size: int, seed: int

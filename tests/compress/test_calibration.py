@@ -39,12 +39,11 @@ def drawn(model: nn.Module, source: str, **changes: int) -> Any:
 def test_windows_of_a_text_file(on_disk: nn.Module, text: str) -> None:
     found = drawn(on_disk, text)
     assert [tuple(batch.shape) for batch in found.batches] == [(3, 16), (1, 16)]
-    assert found.tokens == 64
     assert found.record["name"] == "text.txt"
     assert found.record["tokens"] == 64
     assert found.record["sequences"] == 4
     assert len(found.record["sha256"]) == 64
-    assert drawn(on_disk, text, tokens=65).tokens == 80  # rounded up to whole windows
+    assert drawn(on_disk, text, tokens=65).record["tokens"] == 80  # rounded up to whole windows
 
 
 def test_windows_follow_the_seed_and_not_the_batch_size(on_disk: nn.Module, text: str) -> None:
