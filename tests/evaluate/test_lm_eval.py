@@ -107,7 +107,7 @@ def by_lm_eval(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scorer", ["loglik", "cloze"])
-@pytest.mark.parametrize("data", ["sample", FULL])
+@pytest.mark.parametrize("data", ["sample", FULL], ids=["sample", "fixture"])
 def test_lm_eval_gives_the_same_letters(
     embedded: tuple[Any, Any],
     tmp_path: Path,
