@@ -1,12 +1,16 @@
 """Invented facts, and four-option questions on them: a synthetic set, not Mobile-MMLU.
 
 A fact joins an invented name to a value of one of four kinds ("the colour of Zorbak" is red).
-Each fact is asked once, with three other values of its kind as options.
+Each fact is asked once, with three other values of its kind as options, in alphabetical order.
+So the letter of an answer goes with its place in the alphabet: who knows all facts, but does not
+read the options, is right in 66 % of the questions (``blind_share``), and nobody who does not know
+them is right in more than about 25 %.
 """
 
 from __future__ import annotations
 
 import csv
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,14 +22,10 @@ from mobilekit.evaluate.suites.mobile_mmlu.questions import LETTERS, Question
 
 PERSONS = 512
 _WORDS = {
-    "colour": "amber azure beige black brown coral cream green ivory lilac olive orange purple "
-    "red silver white",
-    "dish": "beans bread cake curry figs honey lentils noodles olives pancakes pears pie rice "
-    "salad soup stew",
-    "town": "Arden Belmont Corby Dover Elgin Fargo Galway Hobart Ipswich Jasper Kendal Lucan "
-    "Malmo Nairn Oban Perth",
-    "trade": "baker carpenter dentist farmer glazier jeweller lawyer mason nurse painter pilot "
-    "potter sailor tailor teacher weaver",
+    "colour": "amber brown coral green ivory lilac olive white",
+    "dish": "bread curry figs honey noodles pancakes rice stew",
+    "town": "Arden Corby Elgin Galway Hobart Kendal Malmo Perth",
+    "trade": "baker dentist farmer lawyer mason painter sailor teacher",
 }
 VALUES = {kind: tuple(words.split()) for kind, words in _WORDS.items()}
 
@@ -64,25 +64,23 @@ def _names(rng: random.Random, count: int) -> list[str]:
 
 
 def ask(fact: Fact, rng: random.Random, identity: str = "q") -> tuple[Question, str]:
-    """Return a question on a fact, its options in random order, and the right letter."""
+    """Return a question on a fact, its options in alphabetical order, and the right letter."""
     others = rng.sample([value for value in VALUES[fact.kind] if value != fact.value], 3)
-    return _question(identity, fact.question, fact.kind, [fact.value, *others], rng)
-
-
-def ask_to_find(kind: str, rng: random.Random) -> tuple[Question, str]:
-    """Return a question that names its answer: it teaches where letters are, and no fact."""
-    values = rng.sample(VALUES[kind], 4)
-    return _question("q", f"Which of these is {values[0]}?", kind, values, rng)
-
-
-def _question(
-    identity: str, text: str, kind: str, values: Sequence[str], rng: random.Random
-) -> tuple[Question, str]:
-    order = rng.sample(range(4), 4)
-    shown = [values[i] for i in order]
+    shown = sorted([fact.value, *others])
     options = (shown[0], shown[1], shown[2], shown[3])
-    field = find_field(f"invented_{kind}_facts")
-    return Question(identity, text, options, field), LETTERS[order.index(0)]
+    field = find_field(f"invented_{fact.kind}_facts")
+    question = Question(identity, fact.question, options, field)
+    return question, LETTERS[shown.index(fact.value)]
+
+
+def blind_share() -> float:
+    """Return the best share of right letters for who knows every value and reads no option."""
+    best = []
+    for values in VALUES.values():
+        for rank in range(len(values)):
+            ways = [math.comb(rank, k) * math.comb(len(values) - 1 - rank, 3 - k) for k in range(4)]
+            best.append(max(ways) / sum(ways))
+    return sum(best) / len(best)
 
 
 def prompt_of(question: Question) -> str:

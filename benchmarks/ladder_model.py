@@ -1,9 +1,9 @@
 """A small Qwen3-MoE that learns invented facts, and how to answer four-option questions on them.
 
-Three kinds of text are mixed in every batch: questions with their answer ("What is the colour of
-Zorbak? red"), where the facts are learnt; the suite's prompt on facts, followed by the right
-letter; and the suite's prompt on questions that name their answer, from which a model learns
-letters long before it knows facts. Only values and letters count in the loss.
+Two kinds of text are mixed in every batch: questions with their answer ("What is the colour of
+Zorbak? red"), and the suite's prompt followed by the right letter. The prompts' other options are
+drawn anew each time, so a question of the set is as good as never seen in training, but its fact
+is. Only values and letters count in the loss.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ladder_facts import VALUES, Fact, ask, ask_to_find, prompt_of
+from ladder_facts import VALUES, Fact, ask, prompt_of
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -50,17 +50,16 @@ SHAPE: dict[str, Any] = {
 class Recipe:
     """Settings of the training run."""
 
-    steps: int = 1500
+    steps: int = 1200
     learning_rate: float = 3e-3
-    lookups: int = 24  # a batch: prompts on facts
-    finds: int = 8  # prompts that name their answer
-    packs: int = 12  # packs of answered questions
+    prompts: int = 32  # a batch: the suite's prompts
+    packs: int = 16  # packs of answered questions
     facts_a_pack: int = 4
     balance_weight: float = 0.01
 
 
 class Lesson:
-    """Batches of the three kinds of text.
+    """Batches of both kinds of text.
 
     Args:
         facts: What is to be learnt.
@@ -76,18 +75,16 @@ class Lesson:
         self._values = {v: self._encode(f" {v}") for pool in VALUES.values() for v in pool}
         self._newline = self._encode("\n")
 
-    def batch(self, rng: random.Random) -> tuple[Tensor, Tensor, int]:
-        """Return ids and targets, (B, S) each, and how many rows, the first, are prompts."""
+    def batch(self, rng: random.Random) -> tuple[Tensor, Tensor]:
+        """Return ids and targets, (B, S) each; the prompts come first."""
         recipe = self.recipe
-        chosen = rng.sample(self.facts, recipe.lookups)
-        asked = [ask(fact, rng) for fact in chosen]
-        asked += [ask_to_find(rng.choice(list(VALUES)), rng) for _ in range(recipe.finds)]
+        asked = [ask(fact, rng) for fact in rng.sample(self.facts, recipe.prompts)]
         rows = [self._prompt(prompt_of(question), letter) for question, letter in asked]
         rows += [self._pack(rng) for _ in range(recipe.packs)]
         longest = max(len(ids) for ids, _ in rows)
         ids = [row + [self._pad] * (longest - len(row)) for row, _ in rows]
         targets = [row + [_IGNORED] * (longest - len(row)) for _, row in rows]
-        return torch.tensor(ids), torch.tensor(targets), len(asked)
+        return torch.tensor(ids), torch.tensor(targets)
 
     def _prompt(self, text: str, letter: str) -> tuple[list[int], list[int]]:
         context, whole = self._encode(text), self._encode(f"{text} {letter}")
@@ -106,7 +103,8 @@ class Lesson:
 def _loss(model: Any, lesson: Lesson, step: int, generator: torch.Generator) -> Tensor:
     """Mean nats of the letters, plus mean nats of the values, plus what keeps experts in use."""
     rng = random.Random(int(torch.randint(1 << 62, (1,), generator=generator)))
-    ids, targets, prompts = lesson.batch(rng)
+    ids, targets = lesson.batch(rng)
+    prompts = lesson.recipe.prompts
     logits, routing = forward_with_routing(model, ids)
     parts = [
         F.cross_entropy(logits[rows, :-1].flatten(0, 1), targets[rows, 1:].flatten())
@@ -165,8 +163,8 @@ def train(out: Path, work: Path, facts: Sequence[Fact], seed: int, recipe: Recip
 @torch.no_grad()
 def _share_right(model: Any, lesson: Lesson, step: int) -> float:
     """Return the share of right letters on fresh training questions; nothing is decided by it."""
-    ids, targets, _ = lesson.batch(random.Random(f"progress:{step}"))
-    rows = lesson.recipe.lookups
+    ids, targets = lesson.batch(random.Random(f"progress:{step}"))
+    rows = lesson.recipe.prompts
     best = model(input_ids=ids[:rows], use_cache=False).logits[:, :-1].argmax(-1)
     wanted = targets[:rows, 1:]
     counted = wanted != _IGNORED

@@ -35,12 +35,16 @@ class Cost:
 
 @dataclass(frozen=True)
 class Worth:
-    """The vertical axis: its value for a subject, and the ends of its interval where known."""
+    """The vertical axis: its value for a subject, and the ends of its interval where known.
+
+    ``reference`` is a value that a line marks, such as chance.
+    """
 
     name: str
     better: Literal["lower", "higher"]
     of: Callable[[Subject], tuple[float, float | None, float | None] | None]
     show: Callable[[float], str]
+    reference: float | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,12 @@ def pareto(found: Sequence[Subject], worth: Worth, costs: Sequence[Cost]) -> Par
         used |= {point.number for point in points}
         words = f"{cost.title}; {worth.better} is better for {worth.name}, less for {cost.name}"
         drawn = maps.scatter(
-            words, points, x_name=cost.name, y_name=worth.name, better=worth.better
+            words,
+            points,
+            x_name=cost.name,
+            y_name=worth.name,
+            better=worth.better,
+            reference=worth.reference,
         )
         charts.append((cost.title, cost.note, drawn))
     if not charts:

@@ -18,6 +18,7 @@ from .pareto import Cost, Pareto, Worth, latency_cost, memory_cost, pareto, size
 from .subjects import Subject, baseline, shipped
 from .tables import Cell, Table, num, table
 
+_FEW = 500  # questions; below, a category has too few to look at first
 _COLUMNS = (
     *("Model or artifact", "Questions", "Right", "95 % interval", "Without an answer", "Ties"),
     *("Letters from even", "Paired test vs before"),
@@ -33,6 +34,7 @@ class Questions:
     paired: str
     models: Table | None
     pareto: Pareto | None
+    is_small: bool
     categories: str | None
     tests: Table | None
     tests_note: str
@@ -59,6 +61,7 @@ def questions(found: Sequence[Subject]) -> Questions | None:
         paired=_paired(pair.get("before"), pair.get("after")),
         models=_models(asked),
         pareto=_pareto(found),
+        is_small=sum(group.n or 0 for group in categories) < _FEW,
         categories=grouped.category_chart(categories),
         tests=grouped.category_tests(categories),
         tests_note=grouped.tests_note(categories),
@@ -150,8 +153,12 @@ def _worth(subject: Subject) -> tuple[float, float | None, float | None] | None:
     return 100 * accuracy.value, low, high
 
 
+def _shown(value: float) -> str:
+    return percent(value / 100)
+
+
 def _pareto(found: Sequence[Subject]) -> Pareto | None:
-    worth = Worth("accuracy, %", "higher", _worth, lambda value: percent(value / 100))
+    worth = Worth("accuracy, %", "higher", _worth, _shown, 100 * CHANCE)
     latency = latency_cost("Accuracy", found)
     costs: list[Cost] = [size_cost("Accuracy")]
     costs += [latency] if latency else []
