@@ -31,6 +31,11 @@ IgnoreEstimates = Annotated[
         "--ignore-estimates", help="Go on where memory or disk is estimated not to suffice."
     ),
 ]
+LoadingDevice = Annotated[
+    str,
+    typer.Option(help="auto, cpu or cuda; a GPU by name loads the model, whatever the method."),
+]
+ON_DISK = ("auto", "cpu")  # devices with which a model need not be loaded
 _JSON = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
 _QUIET = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")]
 _VERBOSE = Annotated[bool, typer.Option("--verbose", "-v", help="More detail on stderr.")]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .common import Answer, command, megabytes, parse_settings
+from .common import ON_DISK, Answer, LoadingDevice, command, megabytes, parse_settings
 
 EPILOG = (
     "Examples: mobilekit compress embedded --method aimer --set sparsity=0.25 --out small   ·   "
@@ -28,13 +28,16 @@ def main(
     setting: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A method setting.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: LoadingDevice = "auto",
 ) -> Answer:
     """Write a smaller checkpoint.
 
-    Plain transformers loads it too, where its shape is still uniform.
+    Plain transformers loads it too, where its shape is still uniform. Methods that only cut, by
+    the weights alone or by a plan, work file to file, whatever the size of the model; interrupted,
+    they go on where they were. Others load the model, as all do with a GPU as the device.
     """
     from mobilekit import compress
+    from mobilekit.compress.stored import applies_on_disk, compress_stored, plans_from_disk
     from mobilekit.core import console
     from mobilekit.core.errors import UsageError
     from mobilekit.core.files import check_target
@@ -45,10 +48,11 @@ def main(
         raise UsageError(
             "give either --method or --plan", hint="For example: --method aimer --set sparsity=0.25"
         )
-    config = None
+    settings, on_disk, config = parse_settings(setting or []), False, None
     if method is not None:
         chosen = compress.METHODS.get(method)
-        config = chosen.Config.parse(parse_settings(setting or []), f"method {method}")
+        config = chosen.Config.parse(settings, f"method {method}")
+        on_disk = plans_from_disk(chosen, getattr(config, "variant", None))
     elif setting:
         raise UsageError("--set has no effect with --plan", hint="Edit the plan file instead.")
     check_target(out)
@@ -58,14 +62,17 @@ def main(
         compress.check_inputs(config, source)
     if not has_tokenizer(source):
         console.warn(f"{model} has no tokenizer; the result cannot be exported without one")
-    loaded = load(source, device=device)
-    if method is not None:
-        plans = [compress.plan(loaded, method, **parse_settings(setting or []))]
-    for step in plans:
-        for warning in step.warnings:
-            console.warn(warning)
-        loaded = compress.apply(loaded, step)
-    save(loaded, out, tokenizer_from=source)
+    if device in ON_DISK and (on_disk or (plans and applies_on_disk(plans))):
+        compress_stored(source, out, method=method, plans=plans, **settings)
+    else:
+        loaded = load(source, device=device)
+        if method is not None:
+            plans = [compress.plan(loaded, method, **settings)]
+        for step in plans:
+            for warning in step.warnings:
+                console.warn(warning)
+            loaded = compress.apply(loaded, step)
+        save(loaded, out, tokenizer_from=source)
     before, after = describe(source), describe(out)
     keys = ("parameters", "active_parameters", "weight_bytes")
     rows = [[key.replace("_", " "), *_row(key, before[key], after[key])] for key in keys]

@@ -37,6 +37,7 @@ _NOISY = ("torchao", "torch.utils._pytree")
 _INTERRUPTED = 130
 # what a stop leaves behind, of the commands that keep something
 _AFTER_STOP = {
+    "compress": "Whole files are kept: run the same command again, and it goes on.",
     "demo": "Finished steps are kept: run the same command again, and it goes on.",
     "recover": "Run the same command again: training goes on.",
     "run": "Finished steps are kept: go on with --resume.",

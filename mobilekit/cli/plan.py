@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import Answer, command, parse_settings
+from .common import ON_DISK, Answer, LoadingDevice, command, parse_settings
 
 if TYPE_CHECKING:
     from mobilekit.schema.plan import Plan
@@ -28,9 +28,14 @@ def main(
     setting: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A method setting.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: LoadingDevice = "auto",
 ) -> Answer:
-    """Write what a method would do, as a plan to read and edit."""
+    """Write what a method would do, as a plan to read and edit.
+
+    Methods that look at weights alone read them from the files, one after the other, whatever the
+    size of the model; interrupted, they go on where they were. Others load the model, as all do
+    with a GPU as the device.
+    """
     from mobilekit.core import console
     from mobilekit.core.files import atomic_directory, atomic_write_json, check_target
     from mobilekit.schema.plan import PLAN_FILE
@@ -50,8 +55,9 @@ def main(
 
 
 def make_plan(source: str, method: str, settings: list[str], device: str) -> Plan:
-    """Load a model and let a method plan for it; a missing tokenizer is only a warning."""
+    """Let a method plan for a model, in memory or on disk; no tokenizer is only a warning."""
     from mobilekit import compress
+    from mobilekit.compress.stored import plan_stored, plans_from_disk
     from mobilekit.core import console
     from mobilekit.models import has_tokenizer, load, resolve
 
@@ -61,6 +67,8 @@ def make_plan(source: str, method: str, settings: list[str], device: str) -> Pla
     compress.check_inputs(config, resolve(source))
     if not has_tokenizer(resolve(source)):
         console.warn(f"{source} has no tokenizer; it can be compressed, but not exported")
+    if device in ON_DISK and plans_from_disk(chosen, getattr(config, "variant", None)):
+        return plan_stored(source, method, **parsed)
     return compress.plan(load(source, device=device), method, **parsed)
 
 
