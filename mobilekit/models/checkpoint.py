@@ -230,9 +230,8 @@ def _idle_parameters(model: nn.Module) -> int:
     family = family_of(model)
     idle = 0
     for group in family.units(model, "expert") if "expert" in family.units_of else []:
-        size = sum(tensor[0].numel() for tensor in group.scored_tensors(model))
         active = group.count if group.active is None else group.active
-        idle += (group.count - active) * size
+        idle += (group.count - active) * group.own_size(model)
     return idle
 
 

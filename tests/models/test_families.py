@@ -87,9 +87,17 @@ def test_active_parameters_leave_out_what_the_router_does_not_choose(
     tiny: Callable[[str], nn.Module],
 ) -> None:
     expert = 3 * 32 * 64
-    for name, idle in (("olmoe", 2 * 6), ("qwen3_moe", 1 * 2), ("gemma2", 0), ("mamba2", 0)):
+    biased = 3 * 16 * 32 + 2 * 16 + 32
+    for name, idle in (
+        ("olmoe", 2 * 6 * expert),
+        ("qwen3_moe", 1 * 2 * expert),
+        ("glm4_moe", 2 * 6 * expert),  # not by what its groups must keep
+        ("gpt_oss", 2 * 6 * biased),
+        ("gemma2", 0),
+        ("mamba2", 0),
+    ):
         facts = describe(tiny(name))
-        assert facts["parameters"] - facts["active_parameters"] == idle * expert
+        assert facts["parameters"] - facts["active_parameters"] == idle
 
 
 def test_chat_template_goes_along(

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from mobilekit.core.errors import InvalidInputError, UnsupportedModelError
 from mobilekit.models import describe, load, save
 from mobilekit.models.families import family_of
+from mobilekit.models.families.experts import ExpertLayout
 from mobilekit.models.tiny import TINY_MODELS, tiny_family
 
 IDS = torch.arange(3, 27)[None]
@@ -158,6 +159,30 @@ def test_greedy_routers_of_deepseek_v2_know_no_groups(tiny: Callable[[str], nn.M
     greedy = type(model)(config)
     for group in family_of(greedy).units(greedy, "expert"):
         assert (group.partitions, group.minimum) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("deepseek_v3", "num_experts"),  # a junk attribute
+        ("glm4_moe", "num_experts"),
+        ("granite_moe", "num_experts"),
+        ("mixtral", "num_experts"),  # an alias
+        ("ernie4_5_moe", "num_experts"),
+    ],
+)
+def test_a_count_goes_to_the_key_that_is_saved_only(
+    name: str, field: str, tiny: Callable[[str], nn.Module]
+) -> None:
+    model: Any = copy.deepcopy(tiny(name))
+    before = model.config.to_dict()
+    with pytest.raises(UnsupportedModelError, match=f"as '{field}'"):
+        ExpertLayout(field).set_count(model, 3)
+    assert model.config.to_dict() == before
+    family_of(model).set_count["expert"](model, 3)
+    after = model.config.to_dict()
+    assert after.keys() == before.keys()
+    assert [after[key] for key in after if after[key] != before[key]] == [3]
 
 
 @pytest.mark.parametrize("name", SPARSE)

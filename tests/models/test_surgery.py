@@ -240,3 +240,35 @@ def test_state_space_heads_are_cut_out_of_every_fused_tensor(tiny: Any, tmp_path
     loaded: Any = load(save(small, tmp_path / "out"), device="cpu")
     assert equal_states(loaded.state_dict(), small.state_dict())
     assert logits(loaded).isfinite().all()
+
+
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.data())
+def test_any_keep_set_of_grouped_experts_is_equal_in_each_group_or_refused(
+    tiny: Any, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """Two groups of four, of which each must keep two."""
+    model: Any = tiny("glm4_moe")
+    size = data.draw(st.sampled_from([2, 3, 4]))
+    part = st.sets(st.integers(0, 3), min_size=size, max_size=size)
+    equal = st.tuples(part, part).map(lambda two: (*sorted(two[0]), *sorted(4 + i for i in two[1])))
+    any_set = subset(8).filter(lambda kept: len(kept) > 3)
+    chosen = {layer: data.draw(st.one_of(equal, equal, any_set)) for layer in (1, 2)}
+    plan = plan_of(*(keep(layer, *indices) for layer, indices in chosen.items()))
+    firsts = {layer: sum(i < 4 for i in indices) for layer, indices in chosen.items()}
+    if any(2 * first != len(chosen[layer]) for layer, first in firsts.items()):
+        with pytest.raises(UsageError, match="experts of the 2 groups of layer"):
+            check(model, plan.edits)
+        return
+    result: Any = cut(model, plan)
+    expected = expected_state(model, chosen)
+    for layer, indices in chosen.items():
+        key = f"model.layers.{layer}.mlp.gate.e_score_correction_bias"
+        expected[key] = expected[key][list(indices)]
+    assert equal_states(result.state_dict(), expected)
+    loaded = load(save(result, tmp_path_factory.mktemp("grouped") / "out"), device="cpu")
+    assert equal_states(loaded.state_dict(), expected)
+    result.set_experts_implementation("eager")
+    assert torch.equal(logits(loaded), logits(result))

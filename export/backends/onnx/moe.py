@@ -79,10 +79,9 @@ class BlockMoE(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Return the block's output, shape (1, S, D) like its input."""
-        tokens = hidden_states.flatten(0, 1)  # (S, D)
         if torch.onnx.is_in_onnx_export():
-            return self._emit(hidden_states, *self._routed(tokens))
-        weights, chosen = self.routing(tokens)  # (S, k)
+            return self._emit(hidden_states, *self._routed(hidden_states))
+        weights, chosen = self.routing(hidden_states[0])  # (S, k)
         output = torch.zeros_like(hidden_states)
         for expert in torch.unique(chosen).tolist():
             token, slot = (chosen == expert).nonzero(as_tuple=True)
@@ -104,16 +103,16 @@ class BlockMoE(nn.Module):
         inner = F.silu(both[:, 0::2]) * both[:, 1::2]
         return F.linear(round_activations(inner, block), self._float[1][index])
 
-    def _routed(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _routed(self, hidden_states: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return what the operator chooses by, and the weights that it takes; (S, E) each.
 
         By itself its weights are a softmax over the chosen k only. A router that chooses by
         something else than its weights has its own choice handed in: all other weights are zero.
         """
         if not isinstance(self.routing, SoftmaxRouting):
-            weights = self.routing.dense(tokens)
+            weights = self.routing.dense(hidden_states).flatten(0, 1)
             return weights, weights
-        logits = self.routing.logits(tokens)
+        logits = self.routing.logits(hidden_states).flatten(0, 1)
         return logits, None if self.routing.normalize else F.softmax(logits, dim=-1)
 
     def _emit(self, hidden_states: Tensor, choice: Tensor, weights: Tensor | None) -> Tensor:

@@ -83,6 +83,16 @@ class UnitGroup:
     partitions: int = 1
     active: int | None = None
 
+    def own_size(self, model: nn.Module) -> int:
+        """Return the parameters of one unit: its weights and biases, not what addresses it."""
+        owners = {piece.module for piece in self.slices if piece.scored}
+        size = 0
+        for piece in self.slices:
+            if piece.module in owners:
+                tensor = getattr(model.get_submodule(piece.module), piece.name)
+                size += tensor.numel() // tensor.shape[piece.dim] * piece.width
+        return size
+
     def scored_tensors(self, model: nn.Module) -> list[Tensor]:
         """Return the units' own weights, each with the units in dimension 0."""
         found = []

@@ -154,13 +154,14 @@ class ExpertLayout:
         Raises:
             UnsupportedModelError: If the config does not store it.
         """
-        setattr(model.config, self.count_field, count)
-        if model.config.to_dict().get(self.count_field) != count:  # an alias of another field
+        # any other name would make an attribute that nobody reads, or be an alias that is not saved
+        if self.count_field not in model.config.to_dict():
             raise UnsupportedModelError(
                 f"the config of {type(model).__name__} does not store its number of experts as "
                 f"'{self.count_field}'",
                 hint="Use a version of transformers that MobileKit names among its requirements.",
             )
+        setattr(model.config, self.count_field, count)
         if hasattr(model, "num_experts"):
             model.num_experts = count  # the auxiliary loss reads this one
 
