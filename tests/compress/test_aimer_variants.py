@@ -249,8 +249,8 @@ def test_the_note_is_given_once_and_only_where_it_helps(
 
 def test_settings_know_what_they_read() -> None:
     assert AimerConfig().files() == ()
-    assert not AimerConfig().reads_text
+    assert not AimerConfig().needs_data
     assert AimerConfig(variant="ean").files() == ()
-    assert AimerConfig(variant="ean").reads_text
+    assert AimerConfig(variant="ean").needs_data
     assert AimerConfig(variant="ean", calibration_data="a.txt").files() == ("a.txt",)
     assert set(CALIBRATED) == set(VARIANTS) - {"aimer", "random", "magnitude"}
