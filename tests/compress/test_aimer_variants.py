@@ -241,7 +241,7 @@ def test_clip_and_refusal_are_the_same_for_all_variants(lively_moe: nn.Module) -
 def test_the_note_is_given_once_and_only_where_it_helps(
     on_disk: nn.Module, lively_moe: nn.Module
 ) -> None:
-    assert "ean or frequency" in mk.plan(on_disk, "aimer").scores["note"]
+    assert "(ean, frequency or seer)" in mk.plan(on_disk, "aimer").scores["note"]
     assert "note" not in mk.plan(lively_moe, "aimer").scores  # nothing to encode a text with
     assert "note" not in mk.plan(on_disk, "aimer", variant="magnitude").scores
     assert mk.plan(on_disk, "aimer").warnings == ()
