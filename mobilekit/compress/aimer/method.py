@@ -18,9 +18,7 @@ from .config import AimerConfig, Variant
 if TYPE_CHECKING:
     from torch import nn
 
-_SMALL = (
-    1_000_000_000  # parameters below which the note is given; those measured had up to 3 million
-)
+_SMALL = 1_000_000_000  # parameters; the models of our experiments had up to 3 million
 
 
 class Aimer:
