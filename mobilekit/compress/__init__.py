@@ -87,7 +87,7 @@ def check_inputs(config: MethodConfig, source: Path) -> None:
 
     for path in config.files():
         read_text(path)
-    if config.reads_text:
+    if config.needs_data:
         require_tokenizer(source)
 
 

@@ -32,8 +32,8 @@ class MethodConfig(StrictModel):
     seed: int = Field(default=0, ge=0, description="Seed of every random choice of the method.")
 
     @property
-    def reads_text(self) -> bool:
-        """Whether planning turns text into tokens, which takes the model's tokenizer."""
+    def needs_data(self) -> bool:
+        """Whether planning looks at tokens: those that are given, or else those of a text."""
         return False
 
     def files(self) -> tuple[str, ...]:

@@ -88,7 +88,7 @@ def _calibration_text(recipe: Recipe) -> int:
     for config in recipe.method_configs():
         if config.files():
             sizes.append(sum(_TEXT_COPIES * Path(path).stat().st_size for path in config.files()))
-        elif config.reads_text:
+        elif config.needs_data:
             sizes.append(_TEXT)
     return max(sizes)
 

@@ -156,7 +156,7 @@ def test_the_note_is_part_of_the_plan_and_no_warning(
 ) -> None:
     said = mobilekit("plan", shelf / "moe", *AIMER, "--out", "new", "--quiet")
     assert said.warnings == ()
-    assert said.out.count("Note: for a model this small, variant ean or frequency may") == 1
+    assert said.out.count("Note: for a model this small, a variant that looks at text") == 1
 
 
 @pytest.mark.parametrize("verb", ["plan", "compress"])

@@ -241,7 +241,7 @@ def test_clip_and_refusal_are_the_same_for_all_variants(lively_moe: nn.Module) -
 def test_the_note_is_given_once_and_only_where_it_helps(
     on_disk: nn.Module, lively_moe: nn.Module
 ) -> None:
-    assert "ean or frequency" in mk.plan(on_disk, "aimer").scores["note"]
+    assert "(ean, frequency or seer)" in mk.plan(on_disk, "aimer").scores["note"]
     assert "note" not in mk.plan(lively_moe, "aimer").scores  # nothing to encode a text with
     assert "note" not in mk.plan(on_disk, "aimer", variant="magnitude").scores
     assert mk.plan(on_disk, "aimer").warnings == ()
@@ -249,8 +249,8 @@ def test_the_note_is_given_once_and_only_where_it_helps(
 
 def test_settings_know_what_they_read() -> None:
     assert AimerConfig().files() == ()
-    assert not AimerConfig().reads_text
+    assert not AimerConfig().needs_data
     assert AimerConfig(variant="ean").files() == ()
-    assert AimerConfig(variant="ean").reads_text
+    assert AimerConfig(variant="ean").needs_data
     assert AimerConfig(variant="ean", calibration_data="a.txt").files() == ("a.txt",)
     assert set(CALIBRATED) == set(VARIANTS) - {"aimer", "random", "magnitude"}

@@ -35,7 +35,7 @@ class AimerConfig(MethodConfig):
 
     variant: Variant = Field(
         default="aimer",
-        description="Criterion: aimer, or one of the others, which are listed below.",
+        description="What experts are ranked by; `mobilekit methods aimer` lists the criteria.",
     )
     sparsity: float = Field(
         default=0.25,
@@ -87,11 +87,6 @@ class AimerConfig(MethodConfig):
     def has_own_text(self) -> bool:
         """Whether a text, or how much of it, was chosen."""
         return not all(self._is_default(name) for name in _TEXT)
-
-    @property
-    def reads_text(self) -> bool:
-        """Whether planning turns text into tokens."""
-        return self.needs_data
 
     def unused(self, *, is_given_data: bool) -> tuple[str, ...]:
         """Return the settings that have no effect on a plan; token ids replace a text."""

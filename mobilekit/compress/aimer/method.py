@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from mobilekit.models.stored import StoredModel
 
-_SMALL = 1_000_000_000  # parameters below which the note is given; what was measured is far below
+_SMALL = 1_000_000_000  # parameters; the models of our experiments had up to 3 million
 
 
 class Aimer:
@@ -126,8 +126,8 @@ def _note(model: nn.Module, config: AimerConfig) -> str:
     if config.variant != "aimer" or not small or source is None or not has_tokenizer(source):
         return ""
     return (
-        "for a model this small, variant ean or frequency may be better where there is text to "
-        "calibrate on: compare on held-out text"
+        "for a model this small, a variant that looks at text (ean, frequency or seer) may be "
+        "better: compare on held-out text"
     )
 
 
