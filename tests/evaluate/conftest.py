@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from mobilekit.cli.main import main
+from mobilekit.core import console
 from mobilekit.data.tokenizer import TextTokenizer
 from mobilekit.runtime.base import Logits, Tokens
 from mobilekit.runtime.torch import TorchRuntime
@@ -58,6 +62,18 @@ def model() -> Qwen3ForCausalLM:
 @pytest.fixture
 def runtime(model: Qwen3ForCausalLM) -> TorchRuntime:
     return TorchRuntime(model)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(
+    model: Qwen3ForCausalLM, tokenizer: TextTokenizer, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model.save_pretrained(folder)
+    tokenizer._inner.save(str(folder / "tokenizer.json"))
+    settings = json.dumps({"eos_token": "<|end|>"})
+    (folder / "tokenizer_config.json").write_text(settings, encoding="utf-8")
+    return folder
 
 
 class LastOnly:
@@ -122,3 +138,22 @@ def planted() -> type[Planted]:
 @pytest.fixture(scope="session")
 def make_tokenizer() -> Callable[..., TextTokenizer]:
     return byte_tokenizer
+
+
+@pytest.fixture
+def command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., tuple[int, str, str]]]:
+    """Run a command of ours in an empty directory; give its exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["mobilekit", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capfd.readouterr()
+        return int(ended.value.code or 0), said.out, said.err
+
+    yield run
+    console.configure()
