@@ -128,6 +128,11 @@ def _scored(path: str, settings: dict[str, Any]) -> Result:
             hint="With a result: --set key=KEY.csv, and --set data=DIR for fields.",
         )
     result = evaluate.read_result(path)
+    if not result.letters:
+        raise UsageError(
+            f"{path} has no letters: it is of workload {result.workload.id}",
+            hint="Give a result of the suite mobile_mmlu.",
+        )
     if "key" not in settings:
         return result
     data = settings.get("data")

@@ -93,6 +93,15 @@ def test_answers_of_an_earlier_run_are_taken(command: Command, checkpoint: Path)
     assert log.read_bytes() == before
 
 
+def test_a_result_without_letters_is_refused(command: Command, checkpoint: Path) -> None:
+    quick = ("--suite", "perplexity", "--set", "max_tokens=9", "--out", "text")
+    assert command("evaluate", checkpoint, *quick)[0] == 0
+    (file,) = Path("text").glob("*.json")
+    code, out, err = command("evaluate", file)
+    assert code == 2
+    assert "has no letters: it is of workload perplexity" in err
+
+
 def test_lm_eval_tasks(command: Command) -> None:
     code, out, err = command("evaluate", "--lm-eval-task", "task", "--set", "limit=20")
     assert code == 0, err
