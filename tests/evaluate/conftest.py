@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from mobilekit.cli.main import main
 from mobilekit.core import console
 from mobilekit.data.tokenizer import TextTokenizer
+from mobilekit.evaluate.outcome import Outcome
 from mobilekit.runtime.base import Logits, Tokens
 from mobilekit.runtime.torch import TorchRuntime
 
@@ -74,6 +75,19 @@ def checkpoint(
     settings = json.dumps({"eos_token": "<|end|>"})
     (folder / "tokenizer_config.json").write_text(settings, encoding="utf-8")
     return folder
+
+
+def same_metrics(one: Outcome, other: Outcome, *, but: Sequence[str] = ()) -> bool:
+    """Tell whether two runs gave the same figures, log-probabilities up to rounding.
+
+    What else is in a batch changes the last bits of an answer.
+    """
+    rest = [
+        {k: v for k, v in o.metrics.items() if k not in {"logprobs", *but}} for o in (one, other)
+    ]
+    ours, theirs = one.metrics["logprobs"], other.metrics["logprobs"]
+    alike = all(theirs[name] == pytest.approx(values, abs=1e-5) for name, values in ours.items())
+    return rest[0] == rest[1] and ours.keys() == theirs.keys() and alike
 
 
 class LastOnly:

@@ -11,6 +11,8 @@ from mobilekit.data.tokenizer import TextTokenizer
 from mobilekit.evaluate.suites.mobile_mmlu.run import mobile_mmlu
 from mobilekit.runtime.torch import TorchRuntime
 
+from .conftest import same_metrics
+
 VECTORS = Path(__file__).parent.parent / "vectors" / "mobile_mmlu"
 FULL, KEY = VECTORS / "fixture_full", VECTORS / "fixture_key.csv"
 
@@ -46,17 +48,20 @@ def test_an_interrupted_run_ends_with_the_same_record(
     assert kept.count(b"\n") == 1 + 5
     with log.open("ab") as stream:
         stream.write(b'{"id": "cut by a ki')  # kill -9 in the middle of a line
-    calls = []
-    forward = runtime.forward
-    runtime.forward = lambda *given: calls.append(1) or forward(*given)  # type: ignore[func-returns-value,method-assign]
-    resumed = mobile_mmlu(runtime, tokenizer, FULL, key=KEY, resume_file=log)
-    assert len(calls) == 12 - 5
-    assert resumed.metrics == whole.metrics
+    seen: list[float] = []
+
+    def count(amount: float = 1, note: str = "") -> None:
+        seen.append(amount)
+
+    given = {"key": KEY, "resume_file": log, "progress": count}
+    resumed = mobile_mmlu(runtime, tokenizer, FULL, **given)  # type: ignore[arg-type]
+    assert seen == [5] + [1] * (12 - 5)
+    assert same_metrics(resumed, whole)
     assert resumed.letters == whole.letters
     assert log.read_bytes().startswith(kept)
-    again = mobile_mmlu(runtime, tokenizer, FULL, key=KEY, resume_file=log)
+    again = mobile_mmlu(runtime, tokenizer, FULL, **given)  # type: ignore[arg-type]
     assert again == resumed  # timings included: they were measured once
-    assert len(calls) == 12 - 5
+    assert seen == [5] + [1] * (12 - 5) + [12]
 
 
 def test_the_file_holds_ids_letters_and_logprobs_but_no_text(
