@@ -54,7 +54,7 @@ def main(
         typer.Option(help="Write lm-eval tasks there instead; they hold your questions' text."),
     ] = None,
 ) -> Answer:
-    """Score a checkpoint, the artifact that ships, or a result from a device.
+    """Score a checkpoint, an artifact or a device's result.
 
     Perplexity on held-out text, and four-option questions by letter or by text.
     """
@@ -122,11 +122,16 @@ def _scored(path: str, settings: dict[str, Any]) -> Result:
     from mobilekit import evaluate
     from mobilekit.core.errors import UsageError
 
-    result = evaluate.read_result(path)
     if unknown := set(settings) - {"key", "data"}:
         raise UsageError(
             f"a result was given, and setting '{sorted(unknown)[0]}' is for running a model",
             hint="With a result: --set key=KEY.csv, and --set data=DIR for fields.",
+        )
+    result = evaluate.read_result(path)
+    if not result.letters:
+        raise UsageError(
+            f"{path} has no letters: it is of workload {result.workload.id}",
+            hint="Give a result of the suite mobile_mmlu.",
         )
     if "key" not in settings:
         return result

@@ -149,9 +149,12 @@ def summary_line(result: Result) -> str:
             f"perplexity {metrics['perplexity']:.4g}, {metrics['bits_per_byte']:.3f} bits a byte, "
             f"{metrics['tokens']} tokens"
         )
-    name = metrics["dataset"]["name"]
-    if metrics["accuracy"] is None:
-        return f"{name}: {metrics['asked']} answers, no accuracy ({metrics['reason']})"
+    name = metrics["dataset"]["name"] if "dataset" in metrics else result.workload.id
+    if metrics.get("accuracy") is None:  # a phone has no key and says nothing of one
+        reason = metrics.get("reason") or "no answer key was given"
+        return f"{name}: {len(result.letters)} answers, no accuracy ({reason})"
+    if not {"interval", "n", "chance", "invalid"} <= metrics.keys():
+        return f"{name}: {len(result.letters)} answers, an accuracy without its interval"
     low, high = metrics["interval"]
     return (
         f"{name} {metrics['accuracy']:.1%} ({low:.1%} to {high:.1%}, n {metrics['n']}, "

@@ -102,13 +102,23 @@ def _right(
         reason = None if scored else "the key has none of these questions"
         return ((ours, theirs) if scored else None), len(scored), reason
     known = [one.metrics.get("correct_ids") for one in pair]
-    counts = {one.metrics.get("n") for one in pair}
-    if not all(isinstance(ids, list) for ids in known) or counts == {0}:
+    counts = [one.metrics.get("n") for one in pair]
+    if not all(isinstance(ids, list) for ids in known) or counts == [0, 0]:
         return None, 0, "no answer key was given"
-    if len(counts) != 1:
+    if counts[0] != counts[1]:
         return None, 0, "the two results were scored with different keys"
     ours, theirs = ({str(i) for i in ids or ()} for ids in known)
-    return (ours, theirs), int(counts.pop() or 0), None
+    n = counts[0]
+    if (
+        not isinstance(n, int)
+        or not ours | theirs <= pair[0].letters.keys()
+        or n < max(len(ours), len(theirs))
+    ):
+        raise InvalidInputError(
+            "the right answers that the results name are not among their letters",
+            hint="Get the results again, or give the key.",
+        )
+    return (ours, theirs), n, None
 
 
 def _side(result: Result, correct: int | None, n: int) -> dict[str, Any]:

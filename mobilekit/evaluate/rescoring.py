@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mobilekit.core.errors import InvalidInputError
 from mobilekit.core.files import read_json
 from mobilekit.schema.result import Result
+
+if TYPE_CHECKING:
+    from .suites.mobile_mmlu.dataset import QuestionSet
+    from .suites.mobile_mmlu.fields import Field
 
 __all__ = ["read_result", "rescore"]
 
@@ -39,6 +44,7 @@ def rescore(result: Result, key: str | Path, *, data: str | Path | None = None) 
         InvalidInputError: If there are no letters, the key is unusable, or the data lack a
             question.
     """
+    from .suites.mobile_mmlu.dataset import load_dataset
     from .suites.mobile_mmlu.questions import read_key
     from .suites.mobile_mmlu.score import CHANCE, accuracies, position_prior, weighted
 
@@ -49,9 +55,10 @@ def rescore(result: Result, key: str | Path, *, data: str | Path | None = None) 
         )
     letters, right = result.letters, read_key(Path(key))
     unanswered = sum(not letter for letter in letters.values())
+    dataset = None if data is None else load_dataset(data)
     own = {
         "suite": "mobile_mmlu",
-        "dataset": {"name": result.workload.id},
+        "dataset": dataset.record() if dataset else {"name": result.workload.id},
         "chance": CHANCE,
         "asked": len(letters),
         "invalid": {"no answer": unanswered} if unanswered else {},
@@ -59,21 +66,34 @@ def rescore(result: Result, key: str | Path, *, data: str | Path | None = None) 
         "position": position_prior(letters.values()),
     }
     kept = {name: value for name, value in result.metrics.items() if name not in _OF_A_KEY}
-    found = accuracies(letters, right, None if data is None else _fields(letters, data))
+    fields = None if dataset is None else _fields(letters, dataset)
+    found = accuracies(letters, right, fields)
     metrics = {**own, **kept, **found}
-    if isinstance(kept.get("sampling"), dict):
-        metrics["sampling"] = weighted(kept["sampling"], found)
-    return result.model_copy(update={"metrics": {**metrics, **_variants(kept, right)}})
+    with _as_damage(result):
+        metrics["sampling"] = weighted(kept.get("sampling"), found)
+        metrics |= _variants(kept, right)
+    return result.model_copy(update={"metrics": metrics})
 
 
-def _fields(letters: Mapping[str, str], data: str | Path) -> Mapping[str, Any]:
-    from .suites.mobile_mmlu.dataset import load_dataset
+@contextmanager
+def _as_damage(result: Result) -> Iterator[None]:
+    """Say of a result, whose metrics no schema checks, that they are not as a run writes them."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise InvalidInputError(
+            f"the metrics of the result of {result.artifact.id} ({result.workload.id}) are not "
+            f"as a run writes them ({type(error).__name__})",
+            hint="Get the result again, or make it anew.",
+        ) from error
 
-    known = {question.id: question.field for question in load_dataset(data).questions}
+
+def _fields(letters: Mapping[str, str], dataset: QuestionSet) -> Mapping[str, Field]:
+    known = {question.id: question.field for question in dataset.questions}
     missing = sum(name not in known for name in letters)
     if missing:
         raise InvalidInputError(
-            f"{missing} of the {len(letters)} questions in the result are not in {data}",
+            f"{missing} of the {len(letters)} questions in the result are not in {dataset.name}",
             hint="Give the data that the result was made with, or leave data out.",
         )
     return known
@@ -85,13 +105,11 @@ def _variants(metrics: Mapping[str, Any], key: Mapping[str, str]) -> dict[str, A
     from .suites.mobile_mmlu.score import accuracies
 
     found: dict[str, Any] = {}
-    order = metrics.get("order")
-    if isinstance(order, dict) and order.get("letters"):
+    order, cloze = metrics.get("order"), metrics.get("cloze")
+    if order is not None and order["letters"]:
         rotations = int(order["rotations"])
-        record = order_record(order["letters"], key, rotations, order["position_prior"])
-        found["order"] = record
-    cloze = metrics.get("cloze")
-    if isinstance(cloze, dict):
+        found["order"] = order_record(order["letters"], key, rotations, order["position_prior"])
+    if cloze is not None:
         found["cloze"] = {}
         for name, one in cloze.items():
             scored = accuracies(one["letters"], key, None)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,10 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from mobilekit.cli.main import main
+from mobilekit.core import console
 from mobilekit.data.tokenizer import TextTokenizer
+from mobilekit.evaluate.outcome import Outcome
 from mobilekit.runtime.base import Logits, Tokens
 from mobilekit.runtime.torch import TorchRuntime
 
@@ -59,6 +63,31 @@ def model() -> Qwen3ForCausalLM:
 @pytest.fixture
 def runtime(model: Qwen3ForCausalLM) -> TorchRuntime:
     return TorchRuntime(model)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(
+    model: Qwen3ForCausalLM, tokenizer: TextTokenizer, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model.save_pretrained(folder)
+    tokenizer._inner.save(str(folder / "tokenizer.json"))
+    settings = json.dumps({"eos_token": "<|end|>"})
+    (folder / "tokenizer_config.json").write_text(settings, encoding="utf-8")
+    return folder
+
+
+def same_metrics(one: Outcome, other: Outcome, *, but: Sequence[str] = ()) -> bool:
+    """Tell whether two runs gave the same figures, log-probabilities up to rounding.
+
+    What else is in a batch changes the last bits of an answer.
+    """
+    rest = [
+        {k: v for k, v in o.metrics.items() if k not in {"logprobs", *but}} for o in (one, other)
+    ]
+    ours, theirs = one.metrics["logprobs"], other.metrics["logprobs"]
+    alike = all(theirs[name] == pytest.approx(values, abs=1e-5) for name, values in ours.items())
+    return rest[0] == rest[1] and ours.keys() == theirs.keys() and alike
 
 
 class LastOnly:
@@ -126,15 +155,19 @@ def make_tokenizer() -> Callable[..., TextTokenizer]:
 
 
 @pytest.fixture
-def assert_same_metrics() -> Callable[[dict[str, Any], dict[str, Any]], None]:
-    """Hold metrics equal; other questions in a pass may move the last bits of a log-probability."""
+def command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., tuple[int, str, str]]]:
+    """Run a command of ours in an empty directory; give its exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
 
-    def check(found: dict[str, Any], expected: dict[str, Any]) -> None:
-        both = [dict(found), dict(expected)]
-        ours, theirs = (metrics.pop("logprobs") for metrics in both)
-        assert both[0] == both[1]
-        assert ours.keys() == theirs.keys()
-        for name, values in theirs.items():
-            assert ours[name] == pytest.approx(values, abs=1e-4)
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["mobilekit", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capfd.readouterr()
+        return int(ended.value.code or 0), said.out, said.err
 
-    return check
+    yield run
+    console.configure()

@@ -20,18 +20,6 @@ QUESTIONS = MobileMMLUConfig(limit=20)
 
 
 @pytest.fixture(scope="module")
-def checkpoint(
-    model: Qwen3ForCausalLM, tokenizer: TextTokenizer, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    folder = tmp_path_factory.mktemp("checkpoint")
-    model.save_pretrained(folder)
-    tokenizer._inner.save(str(folder / "tokenizer.json"))
-    settings = json.dumps({"eos_token": "<|end|>"})
-    (folder / "tokenizer_config.json").write_text(settings, encoding="utf-8")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("onnxruntime")
     from mobilekit import export

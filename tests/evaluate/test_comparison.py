@@ -168,3 +168,42 @@ def test_what_cannot_be_scored_is_refused(tmp_path: Path) -> None:
     (tmp_path / "r.json").write_text("{}", encoding="utf-8")
     with pytest.raises(InvalidInputError, match="'schema' is missing"):
         evaluate.read_result(tmp_path / "r.json")
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        {"order": 3},
+        {"order": {"letters": {"1": "A"}}},
+        {"order": {"letters": {NAMES[0]: "A"}, "rotations": "x", "position_prior": {}}},
+        {"sampling": {"weights": [1]}},
+        {"sampling": []},
+        {"cloze": {"acc": None}},
+        {"cloze": []},
+    ],
+)
+def test_metrics_that_no_run_writes_are_refused(metrics: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInputError, match="not as a run writes them"):
+        evaluate.rescore(from_device(LETTERS, **metrics), KEY, data=FULL)
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        {"correct_ids": ["other"], "n": 12},
+        {"correct_ids": NAMES, "n": 3},
+        {"correct_ids": NAMES, "n": "12"},
+        {"correct_ids": NAMES, "n": [12]},
+    ],
+)
+def test_right_answers_that_contradict_the_letters_are_refused(metrics: dict[str, Any]) -> None:
+    device = from_device(LETTERS, **metrics)
+    with pytest.raises(InvalidInputError, match="not among their letters"):
+        evaluate.compare(device, device)
+    assert evaluate.compare(device, device, key=KEY)["n"] == 12
+
+
+def test_a_result_of_a_phone_has_a_line_before_it_is_scored() -> None:
+    assert evaluate.summary_line(from_device(LETTERS)) == (
+        "Mobile-MMLU: 12 answers, no accuracy (no answer key was given)"
+    )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import Qwen3ForCausalLM
 
 from mobilekit.core.errors import InvalidInputError
 from mobilekit.data.tokenizer import TextTokenizer
+from mobilekit.evaluate.suites.mobile_mmlu import loglik
 from mobilekit.evaluate.suites.mobile_mmlu.answers import Answer, Ask, Scorer, fit
 from mobilekit.evaluate.suites.mobile_mmlu.dataset import load_dataset
 from mobilekit.evaluate.suites.mobile_mmlu.fields import find_field
@@ -187,3 +189,42 @@ def test_a_tokenizer_of_another_model_is_refused(planted: Any, tokenizer: TextTo
     runtime.vocab_size = 40
     with pytest.raises(InvalidInputError, match="but the model has 40 tokens"):
         LoglikScorer(runtime, tokenizer)
+
+
+def test_answers_do_not_depend_on_the_order_in_which_logits_come(
+    monkeypatch: pytest.MonkeyPatch, plain_tokenizer: TextTokenizer, runtime: TorchRuntime
+) -> None:
+    """Letters of two tokens: both prompts of a question may come apart, and backwards."""
+    asks = [
+        Ask(question, order)
+        for question in load_dataset(VECTORS / "fixture_full").questions
+        for order in ("ABCD", "BCDA")
+    ]
+    scorer = LoglikScorer(runtime, plain_tokenizer)
+    expected = {(one.id, one.order): one for one in scorer.answers(asks)}
+    one_by_one = loglik.prompt_logits
+
+    def backwards(*given: Any, **more: Any) -> Any:
+        return reversed(list(one_by_one(*given, **more)))
+
+    monkeypatch.setattr(loglik, "prompt_logits", backwards)
+    found = list(scorer.answers(asks))
+    assert [(one.id, one.order) for one in found] != list(expected)
+    assert len(found) == len(expected) == 24
+    for one in found:
+        same = expected[one.id, one.order]
+        assert one.logprobs == pytest.approx(same.logprobs, abs=1e-5)
+        assert one == replace(same, ns=one.ns, logprobs=one.logprobs)
+
+
+def test_blocks_are_joined_without_a_seam(
+    monkeypatch: pytest.MonkeyPatch, tokenizer: TextTokenizer, runtime: TorchRuntime
+) -> None:
+    asks = [Ask(question) for question in load_dataset(VECTORS / "fixture_full").questions]
+    scorer = LoglikScorer(runtime, tokenizer)
+    expected = {one.id: one.logprobs for one in scorer.answers(asks)}
+    monkeypatch.setattr(loglik, "_BLOCK", 5)
+    found = {one.id: one.logprobs for one in scorer.answers(asks)}
+    assert found.keys() == expected.keys()
+    for name, values in found.items():
+        assert values == pytest.approx(expected[name], abs=1e-5)

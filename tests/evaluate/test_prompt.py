@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mobilekit.evaluate.suites.mobile_mmlu.dataset import load_dataset
 from mobilekit.evaluate.suites.mobile_mmlu.fields import find_field
 from mobilekit.evaluate.suites.mobile_mmlu.prompt import (
+    Prompt,
     cloze_prompt,
     generate_prompt,
     loglik_prompt,
@@ -18,11 +21,14 @@ from mobilekit.evaluate.suites.mobile_mmlu.questions import Question
 VECTORS = Path(__file__).parent.parent / "vectors" / "mobile_mmlu"
 
 
-def test_prompts_are_the_golden_bytes() -> None:
+@pytest.mark.parametrize("form", [loglik_prompt, generate_prompt, cloze_prompt])
+def test_prompts_are_the_golden_bytes(form: Callable[[Question], Prompt]) -> None:
     questions = {q.id: q for q in load_dataset(VECTORS / "fixture_full").questions}
-    golden = json.loads((VECTORS / "loglik_prompts.json").read_text(encoding="utf-8"))
+    file = VECTORS / f"{form.__name__}s.json"
+    golden = json.loads(file.read_text(encoding="utf-8"))
+    assert len(golden) >= 3
     for entry in golden:
-        prompt = loglik_prompt(questions[entry["question_id"]])
+        prompt = form(questions[entry["question_id"]])
         assert prompt.text.encode() == entry["prompt"].encode()
 
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,8 @@ from mobilekit.core.errors import InvalidInputError
 from mobilekit.data.tokenizer import TextTokenizer
 from mobilekit.evaluate.suites.mobile_mmlu.run import mobile_mmlu
 from mobilekit.runtime.torch import TorchRuntime
+
+from .conftest import same_metrics
 
 VECTORS = Path(__file__).parent.parent / "vectors" / "mobile_mmlu"
 FULL, KEY = VECTORS / "fixture_full", VECTORS / "fixture_key.csv"
@@ -38,10 +39,7 @@ def start(runtime: Any, tokenizer: TextTokenizer, log: Path, questions: int = 5)
 
 
 def test_an_interrupted_run_ends_with_the_same_record(
-    runtime: TorchRuntime,
-    tokenizer: TextTokenizer,
-    tmp_path: Path,
-    assert_same_metrics: Callable[[dict[str, Any], dict[str, Any]], None],
+    runtime: TorchRuntime, tokenizer: TextTokenizer, tmp_path: Path
 ) -> None:
     log = tmp_path / "deep" / "answers.jsonl"
     whole = mobile_mmlu(runtime, tokenizer, FULL, key=KEY)
@@ -50,17 +48,20 @@ def test_an_interrupted_run_ends_with_the_same_record(
     assert kept.count(b"\n") == 1 + 5
     with log.open("ab") as stream:
         stream.write(b'{"id": "cut by a ki')  # kill -9 in the middle of a line
-    asked: list[int] = []
-    answer = runtime.batched_logits
-    runtime.batched_logits = lambda given: asked.append(len(given)) or answer(given)  # type: ignore[func-returns-value,method-assign]
-    resumed = mobile_mmlu(runtime, tokenizer, FULL, key=KEY, resume_file=log)
-    assert asked == [12 - 5]
-    assert_same_metrics(resumed.metrics, whole.metrics)
+    seen: list[float] = []
+
+    def count(amount: float = 1, note: str = "") -> None:
+        seen.append(amount)
+
+    given = {"key": KEY, "resume_file": log, "progress": count}
+    resumed = mobile_mmlu(runtime, tokenizer, FULL, **given)  # type: ignore[arg-type]
+    assert seen == [5] + [1] * (12 - 5)
+    assert same_metrics(resumed, whole)
     assert resumed.letters == whole.letters
     assert log.read_bytes().startswith(kept)
-    again = mobile_mmlu(runtime, tokenizer, FULL, key=KEY, resume_file=log)
+    again = mobile_mmlu(runtime, tokenizer, FULL, **given)  # type: ignore[arg-type]
     assert again == resumed  # timings included: they were measured once
-    assert sum(asked) == 12 - 5
+    assert seen == [5] + [1] * (12 - 5) + [12]
 
 
 def test_the_file_holds_ids_letters_and_logprobs_but_no_text(

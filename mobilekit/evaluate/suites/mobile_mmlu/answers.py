@@ -11,7 +11,7 @@ from mobilekit.core.errors import InvalidInputError
 from mobilekit.data.tokenizer import TextTokenizer
 from mobilekit.runtime.base import TokenLogits
 
-from .orders import IN_FILE_ORDER
+from .orders import IN_FILE_ORDER, reordered
 from .prompt import Prompt
 from .questions import LETTERS, Question
 
@@ -24,15 +24,20 @@ Four = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Ask:
-    """A question as it is shown.
+    """A question in one order of its options.
 
     Attributes:
-        question: With its options in the order shown.
-        order: The letters that these options have in the file, "ABCD" where nothing is moved.
+        question: As the file has it.
+        order: The letters that the options shown have in the file, "ABCD" where none is moved.
     """
 
     question: Question
     order: str = IN_FILE_ORDER
+
+    @property
+    def shown(self) -> Question:
+        """The question as it is shown."""
+        return reordered(self.question, self.order)
 
 
 @dataclass(frozen=True)

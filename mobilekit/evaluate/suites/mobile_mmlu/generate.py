@@ -51,7 +51,7 @@ class GenerateScorer:
 
     def _answer(self, ask: Ask, watch: Stopwatch) -> Answer:
         name, order = ask.question.id, ask.order
-        ids, dropped = fit(generate_prompt(ask.question), self.tokenizer, self.room)
+        ids, dropped = fit(generate_prompt(ask.shown), self.tokenizer, self.room)
         if ids is None:
             return Answer(name, "", None, 0, watch.lap(), dropped, False, "too_long", order)
         whole = [*self.tokenizer.prefix_ids, *ids]

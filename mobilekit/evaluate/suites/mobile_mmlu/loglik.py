@@ -57,7 +57,7 @@ class LoglikScorer:
         prompts: list[list[int]] = []
         owners: list[tuple[Ask, int, Ids]] = []  # of each prompt: ask, tokens cut, context
         for ask in asks:
-            ids, dropped = fit(loglik_prompt(ask.question), self.tokenizer, self.room)
+            ids, dropped = fit(loglik_prompt(ask.shown), self.tokenizer, self.room)
             if ids is None:
                 name, order = ask.question.id, ask.order
                 yield Answer(name, "", None, 0, watch.lap(), dropped, False, "too_long", order)

@@ -23,10 +23,16 @@ LOGLIK_VERSION = 1
 
 
 class Prompt(NamedTuple):
-    """A prompt in two parts: the head may be shortened from the left, the rest never."""
+    """A prompt in two parts: the head may be shortened from the left, the rest never.
+
+    Its ``repr`` shows its length alone, so that no log gets the text.
+    """
 
     head: str
     options: str
+
+    def __repr__(self) -> str:
+        return f"Prompt({len(self.text)} characters)"
 
     @property
     def text(self) -> str:

@@ -21,7 +21,7 @@ from .cloze import ClozeScorer, cloze_metrics
 from .dataset import QuestionSet, limited, load_dataset
 from .generate import GenerateScorer
 from .loglik import LoglikScorer
-from .orders import IN_FILE_ORDER, orders, reordered
+from .orders import IN_FILE_ORDER, orders
 from .resume import answer_log
 from .robustness import order_metrics
 from .score import score
@@ -99,9 +99,7 @@ def _run(
         console.warn(f"{dataset.name}: {count} with {what.replace('_', ' ')}, asked all the same")
     scorer = SCORERS[config.scorer](runtime, tokenizer)
     asks = [
-        Ask(reordered(question, order), order)
-        for question in dataset.questions
-        for order in orders(config.rotations)
+        Ask(question, order) for question in dataset.questions for order in orders(config.rotations)
     ]
     identity = {
         **_settings(config, scorer),
