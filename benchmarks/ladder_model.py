@@ -1,9 +1,9 @@
 """A small Qwen3-MoE that learns invented facts, and how to answer four-option questions on them.
 
-Two kinds of text are mixed in every batch: questions with their answer ("What is the colour of
-Zorbak? red"), and the suite's prompt followed by the right letter. The prompts' other options are
-drawn anew each time, so a question of the set is as good as never seen in training, but its fact
-is. Only values and letters count in the loss.
+First it reads questions with their answer ("What is the colour of Zorbak? red"), then mostly the
+suite's prompt followed by the right letter. The prompts' other options are drawn anew each time, so
+a question of the set is as good as never seen in training, but its fact is. Only values and letters
+count in the loss.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SHAPE: dict[str, Any] = {
     "moe_intermediate_size": 64,
     "intermediate_size": 128,
     "norm_topk_prob": True,
-    "tie_word_embeddings": True,
+    "tie_word_embeddings": False,
     "max_position_embeddings": 256,
 }
 
@@ -50,10 +50,11 @@ SHAPE: dict[str, Any] = {
 class Recipe:
     """Settings of the training run."""
 
-    steps: int = 1200
+    fact_steps: int = 250  # answered questions only
+    steps: int = 820
     learning_rate: float = 3e-3
-    prompts: int = 32  # a batch: the suite's prompts
-    packs: int = 16  # packs of answered questions
+    rows: int = 32  # a batch
+    packs: int = 4  # of the later batches' rows: packs of answered questions
     facts_a_pack: int = 4
     balance_weight: float = 0.01
 
@@ -75,12 +76,11 @@ class Lesson:
         self._values = {v: self._encode(f" {v}") for pool in VALUES.values() for v in pool}
         self._newline = self._encode("\n")
 
-    def batch(self, rng: random.Random) -> tuple[Tensor, Tensor]:
-        """Return ids and targets, (B, S) each; the prompts come first."""
-        recipe = self.recipe
-        asked = [ask(fact, rng) for fact in rng.sample(self.facts, recipe.prompts)]
+    def batch(self, rng: random.Random, prompts: int) -> tuple[Tensor, Tensor]:
+        """Return ids and targets, (B, S) each; ``prompts`` prompts come first."""
+        asked = [ask(fact, rng) for fact in rng.sample(self.facts, prompts)]
         rows = [self._prompt(prompt_of(question), letter) for question, letter in asked]
-        rows += [self._pack(rng) for _ in range(recipe.packs)]
+        rows += [self._pack(rng) for _ in range(self.recipe.rows - prompts)]
         longest = max(len(ids) for ids, _ in rows)
         ids = [row + [self._pad] * (longest - len(row)) for row, _ in rows]
         targets = [row + [_IGNORED] * (longest - len(row)) for _, row in rows]
@@ -103,14 +103,17 @@ class Lesson:
 def _loss(model: Any, lesson: Lesson, step: int, generator: torch.Generator) -> Tensor:
     """Mean nats of the letters, plus mean nats of the values, plus what keeps experts in use."""
     rng = random.Random(int(torch.randint(1 << 62, (1,), generator=generator)))
-    ids, targets = lesson.batch(rng)
-    prompts = lesson.recipe.prompts
+    recipe = lesson.recipe
+    prompts = recipe.rows - recipe.packs if step >= recipe.fact_steps else 0
+    ids, targets = lesson.batch(rng, prompts)
     logits, routing = forward_with_routing(model, ids)
-    parts = [
-        F.cross_entropy(logits[rows, :-1].flatten(0, 1), targets[rows, 1:].flatten())
-        for rows in (slice(0, prompts), slice(prompts, None))
-    ]
-    return parts[0] + parts[1] + lesson.recipe.balance_weight * balance_loss(routing, TOP_K)
+    loss = recipe.balance_weight * balance_loss(routing, TOP_K)
+    for rows in (slice(0, prompts), slice(prompts, recipe.rows)):
+        if rows.start < rows.stop:
+            loss = loss + F.cross_entropy(
+                logits[rows, :-1].flatten(0, 1), targets[rows, 1:].flatten()
+            )
+    return loss
 
 
 def make_tokenizer(facts: Sequence[Fact], seed: int) -> Any:
@@ -139,7 +142,8 @@ def train(out: Path, work: Path, facts: Sequence[Fact], seed: int, recipe: Recip
         steps=recipe.steps,
         learning_rate=recipe.learning_rate,
         seed=seed,
-        warmup_steps=min(100, recipe.steps // 10),
+        warmup_steps=min(20, recipe.steps // 10),
+        final_learning_rate=0.1,
         checkpoint_every=100,
         identity=sha256_json([SHAPE, seed, asdict(recipe), [asdict(fact) for fact in facts]]),
     )
@@ -163,9 +167,9 @@ def train(out: Path, work: Path, facts: Sequence[Fact], seed: int, recipe: Recip
 @torch.no_grad()
 def _share_right(model: Any, lesson: Lesson, step: int) -> float:
     """Return the share of right letters on fresh training questions; nothing is decided by it."""
-    ids, targets = lesson.batch(random.Random(f"progress:{step}"))
-    rows = lesson.recipe.prompts
-    best = model(input_ids=ids[:rows], use_cache=False).logits[:, :-1].argmax(-1)
-    wanted = targets[:rows, 1:]
+    rows = lesson.recipe.rows
+    ids, targets = lesson.batch(random.Random(f"progress:{step}"), rows)
+    best = model(input_ids=ids, use_cache=False).logits[:, :-1].argmax(-1)
+    wanted = targets[:, 1:]
     counted = wanted != _IGNORED
     return float((best[counted] == wanted[counted]).float().mean())
