@@ -204,7 +204,7 @@ def _located(
     if len(present) == 1:
         return StoredUnits(key, (owners[present[0] - 1][1],), None, scored)
     for dim in range(numbers.dim()):
-        line = numbers.movedim(dim, 0).flatten(1)
+        line = numbers.movedim(dim, 0).reshape(numbers.shape[dim], -1)
         if bool((line == line[:, :1]).all()) and len(line) == specs[name].shape[dim]:
             units = tuple(owners[n - 1][1] if n else -1 for n in line[:, 0].tolist())
             return StoredUnits(key, units, dim, scored)

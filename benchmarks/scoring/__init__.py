@@ -1,0 +1,1 @@
+"""Parts of ``benchmarks/aimer_scoring.py``."""
