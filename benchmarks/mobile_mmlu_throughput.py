@@ -31,17 +31,18 @@ from pathlib import Path
 from typing import Any
 
 import peers
+from decode import lower
 from decode_models import build, shapes
 from mobile_mmlu_questions import prompts
 
 from mobilekit.core import console
 from mobilekit.core.files import atomic_directory, atomic_write_json, sha256_json
-from mobilekit.core.memory import available_memory
 from mobilekit.data.tokenizer import load_tokenizer
 from mobilekit.models import embedded_path
+from mobilekit.pipeline.state import code_hash
 from mobilekit.runtime.prompts import plan_steps
 
-HERE = Path(__file__).parent
+WORKER = Path(__file__).parent / "mobile_mmlu_worker.py"
 CONTEXT = 1024
 PEER = "lm-eval hf"
 HEADERS = (
@@ -90,23 +91,6 @@ def checkpoint(args: argparse.Namespace, shape: dict[str, Any]) -> Path:
     return folder
 
 
-def artifact(args: argparse.Namespace, shape: dict[str, Any], target: str) -> str:
-    """Lower the model of the shape as ``decode.py`` does, once; return the file's path."""
-    out = args.work / f"{args.shape}-{target}-{args.precision}-{CONTEXT}"
-    record, job = out / "record.json", out / "job.json"
-    if not record.is_file():
-        out.mkdir(parents=True, exist_ok=True)
-        asked = {"shape": shape, "target": target, "precision": args.precision}
-        asked |= {"context_length": CONTEXT, "out": str(out), "record": str(record)}
-        job.write_text(json.dumps(asked))
-        console.status(f"lowering for {target} …")
-        with (out / "log").open("w") as log:
-            script = str(HERE / "decode_lower.py")
-            subprocess.run([sys.executable, script, str(job)], check=True, stderr=log, stdout=log)
-    path: str = json.loads(record.read_text())["file"]
-    return path
-
-
 def candidates(args: argparse.Namespace, shape: dict[str, Any], asked: Path) -> list[Candidate]:
     """Return every candidate that is asked for."""
     common = {
@@ -125,7 +109,9 @@ def candidates(args: argparse.Namespace, shape: dict[str, Any], asked: Path) -> 
     found.append(Candidate("ours, checkpoint", {**common, "kind": "torch"}))
     for target, kind in (("onnx", "onnx"), ("executorch", "pte")):
         if target not in args.skip:
-            job = {**common, "kind": kind, "path": artifact(args, shape, target)}
+            out = args.work / f"{args.shape}-{target}-{args.precision}-{CONTEXT}"
+            path = lower(out, shape, target, args.precision, CONTEXT)["file"]
+            job = {**common, "kind": kind, "path": path}
             found.append(Candidate(f"ours, {kind} {args.precision}", job))
     return found
 
@@ -134,7 +120,8 @@ def run(args: argparse.Namespace, candidate: Candidate, what: str, number: int) 
     """Return the record of one process, from an earlier call where it is there."""
     job = {**candidate.job, "what": what}
     texts = Path(job["prompts"]).read_text()
-    name = f"run-{sha256_json([job, texts])[:12]}-{number}"
+    code = WORKER.read_text() if candidate.is_peer else args.code
+    name = f"run-{sha256_json([job, texts, code])[:12]}-{number}"
     record = args.work / f"{name}.json"
     if not record.is_file():
         described, log = args.work / f"{name}.job", args.work / f"{name}.log"
@@ -142,7 +129,7 @@ def run(args: argparse.Namespace, candidate: Candidate, what: str, number: int) 
         before = os.getloadavg()[0]
         with log.open("w") as errors:
             done = subprocess.run(
-                [sys.executable, str(HERE / "mobile_mmlu_worker.py"), str(described)],
+                [sys.executable, str(WORKER), str(described)],
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
@@ -241,7 +228,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch-sizes", nargs="+", default=[1, 2, 4, 8, 16, "auto"], type=_batch)
-    parser.add_argument("--memory-gb", type=float, default=_memory(), help="most for lm-eval")
+    parser.add_argument("--memory-gb", type=float, default=12.0, help="address space of lm-eval")
     parser.add_argument("--clock", choices=("ns", "cpu_ns"), default="ns", help="picks the best")
     parser.add_argument("--work", type=Path, default=Path("runs/mobile-mmlu"), help="kept files")
     parser.add_argument("--skip", nargs="*", default=[], help="onnx executorch")
@@ -258,16 +245,12 @@ def _batch(text: str) -> int | str:
     return text if text == "auto" else int(text)
 
 
-def _memory() -> float:
-    found = available_memory()
-    return 0.0 if found is None else round(found.bytes * 0.8 / 1e9, 1)
-
-
 def main() -> None:
     """Make what is missing, measure, print the table."""
     args = parse()
     args.work = args.work.resolve()
     args.work.mkdir(parents=True, exist_ok=True)
+    args.code = code_hash()
     shape = shapes()[args.shape]
     tokenizer = load_tokenizer(embedded_path())
     texts = prompts(args.questions, tokenizer)
