@@ -79,17 +79,18 @@ class Candidate:
             self.process.wait()
 
 
-def lowered(args: argparse.Namespace, shape: dict[str, Any], target: str) -> Candidate:
-    """Lower our artifact, or take the one that an earlier call left under ``--work``."""
-    out = args.work / f"{args.shape}-{target}-{args.precision}"
+def lower(
+    out: Path, shape: dict[str, Any], target: str, precision: str, context_length: int
+) -> dict[str, Any]:
+    """Lower a model of a shape in a process of its own; return its record, or an earlier one's."""
     record, job = out / "record.json", out / "job.json"
     if not record.is_file():
         out.mkdir(parents=True, exist_ok=True)
         asked = {
             "shape": shape,
             "target": target,
-            "precision": args.precision,
-            "context_length": CONTEXT,
+            "precision": precision,
+            "context_length": context_length,
             "out": str(out),
             "record": str(record),
         }
@@ -98,7 +99,14 @@ def lowered(args: argparse.Namespace, shape: dict[str, Any], target: str) -> Can
         with (out / "log").open("w") as log:
             script = str(HERE / "decode_lower.py")
             subprocess.run([sys.executable, script, str(job)], check=True, stderr=log, stdout=log)
-    made = json.loads(record.read_text())
+    made: dict[str, Any] = json.loads(record.read_text())
+    return made
+
+
+def lowered(args: argparse.Namespace, shape: dict[str, Any], target: str) -> Candidate:
+    """Lower our artifact, or take the one that an earlier call left under ``--work``."""
+    out = args.work / f"{args.shape}-{target}-{args.precision}"
+    made = lower(out, shape, target, args.precision, CONTEXT)
     kind = {"onnx": "onnx", "executorch": "pte"}[target]
     candidate = worker(args, shape, f"ours {kind} {args.precision}", kind, made["file"])
     candidate.file_bytes, candidate.made_seconds = made["bytes"], made["seconds"]
