@@ -17,7 +17,7 @@ CHECKPOINTS = {
     "truncated": "truncated or damaged",
     "pickled": "pickled weights (pytorch_model.bin)",
     "mismatched": "config.json asks for [256, 32]",
-    "foreign": "Supported classes: Gemma2ForCausalLM",
+    "foreign": "Supported classes: DeepseekV2ForCausalLM",
     "configless": "has no config.json",
     "nan": "NaN or infinite",
     "greedy": "asks for 99 experts a token, it has 8",
