@@ -9,10 +9,11 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from mobilekit.core import console
 from mobilekit.core.errors import UsageError
 from mobilekit.core.files import check_target, writing
 
-_JOB = ".job"  # names the work; gone when the directory is whole
+_JOB = ".job"  # names the work; removed when the directory is whole
 
 
 @contextlib.contextmanager
@@ -43,14 +44,16 @@ def resumable_directory(target: Path, job: str) -> Iterator[Path]:
                 path.unlink()  # was being written when it was stopped
         try:
             yield folder
-            (folder / _JOB).unlink()
             if target.is_dir():
                 target.rmdir()  # it was empty when we began
             os.rename(folder, target)
         except BaseException:
-            if not any(path.name != _JOB for path in folder.iterdir()):
+            if any(not path.name.startswith(".") for path in folder.iterdir()):
+                console.status(f"  finished files stay in {folder}, for the next try")
+            else:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
+        (target / _JOB).unlink()
 
 
 @contextlib.contextmanager

@@ -90,10 +90,20 @@ def test_init_where_nothing_can_be_is_not_told_of_an_out(refused: Refused) -> No
 def test_a_full_disk(
     verb: str, writer: Callable[[str, str], list[str]], tiny_disk: Path, refused: Refused
 ) -> None:
-    if verb == "compress":  # file to file it knows the size before it writes
-        refused(writer(verb, "disk/new"), "disk/new needs", "MB are free there")
+    if verb == "compress":  # it knows beforehand what it will write
+        refused(writer(verb, "disk/new"), "of disk", "are free there")
     else:
         refused([*writer(verb, "disk/new"), "--ignore-estimates"], "o space left on")
+
+
+def test_a_disk_that_fills_up_while_it_is_written(
+    writer: Callable[[str, str], list[str]],
+    tiny_disk: Path,
+    refused: Refused,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mobilekit.models.rewrite.free_disk_bytes", lambda path: 1 << 40)
+    refused(writer("compress", "disk/new"), "no space left on")
 
 
 @pytest.mark.parametrize("verb", ["export", "run"])

@@ -29,7 +29,7 @@ _SOURCE = r"""
 #include <stdint.h>
 #include <string.h>
 #define LANES 32
-#define AHEAD 2048 /* bytes to prefetch; rows of one tensor follow one another in memory */
+#define AHEAD 4096 /* bytes to prefetch; rows of one tensor follow one another in memory */
 
 static inline float as_float(uint32_t bits) { float f; memcpy(&f, &bits, 4); return f; }
 static inline float abs_bf16(uint16_t v) { return as_float((uint32_t)(v & 0x7fffu) << 16); }
