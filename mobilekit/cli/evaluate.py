@@ -20,39 +20,46 @@ EPILOG = (
 )
 
 
+_Source = Annotated[
+    str | None,
+    typer.Argument(help="Bundle, checkpoint directory, cached hub id, 'embedded', or a result."),
+]
+_Suites = Annotated[
+    list[str] | None, typer.Option(help="perplexity or mobile_mmlu; both by default.")
+]
+_Artifact = Annotated[
+    str | None, typer.Option(help="Id of a bundle's artifact; all that run here by default.")
+]
+_Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A suite setting.")
+]
+_Out = Annotated[Path | None, typer.Option(help="Directory to write the results (JSON) into.")]
+_Against = Annotated[
+    Path | None, typer.Option(help="Result (JSON) to compare with, on the same questions.")
+]
+_Submission = Annotated[
+    Path | None, typer.Option(help="Directory for the leaderboard's CSV of letters.")
+]
+_Answers = Annotated[
+    Path | None, typer.Option(help="Directory of answers; an interrupted run goes on there.")
+]
+_Task = Annotated[
+    Path | None,
+    typer.Option(help="Write lm-eval tasks there instead; they hold your questions' text."),
+]
+
+
 @command
 def main(
-    path: Annotated[
-        str | None,
-        typer.Argument(
-            help="Bundle, checkpoint directory, cached hub id, 'embedded', or a result (JSON)."
-        ),
-    ] = None,
-    suite: Annotated[
-        list[str] | None, typer.Option(help="perplexity or mobile_mmlu; both by default.")
-    ] = None,
-    artifact: Annotated[
-        str | None, typer.Option(help="Id of a bundle's artifact; all that run here by default.")
-    ] = None,
-    setting: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A suite setting.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Directory to write the results (JSON) into.")
-    ] = None,
-    against: Annotated[
-        Path | None, typer.Option(help="Result to compare with, on the same questions.")
-    ] = None,
-    submission: Annotated[
-        Path | None, typer.Option(help="Directory for the leaderboard's CSV of letters.")
-    ] = None,
-    answers: Annotated[
-        Path | None, typer.Option(help="Directory of answers; an interrupted run goes on there.")
-    ] = None,
-    lm_eval_task: Annotated[
-        Path | None,
-        typer.Option(help="Write lm-eval tasks there instead; they hold your questions' text."),
-    ] = None,
+    path: _Source = None,
+    suite: _Suites = None,
+    artifact: _Artifact = None,
+    setting: _Settings = None,
+    out: _Out = None,
+    against: _Against = None,
+    submission: _Submission = None,
+    answers: _Answers = None,
+    lm_eval_task: _Task = None,
 ) -> Answer:
     """Score a checkpoint, an artifact or a device's result.
 

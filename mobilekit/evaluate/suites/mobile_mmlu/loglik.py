@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from mobilekit.data.tokenizer import TextTokenizer
@@ -53,37 +54,50 @@ class LoglikScorer:
         return {"letter_tokens": self.letters.record(), "timed": timed}
 
     def _block(self, asks: Sequence[Ask]) -> Iterator[Answer]:
-        watch = Stopwatch()
         prompts: list[list[int]] = []
-        owners: list[tuple[Ask, int, Ids]] = []  # of each prompt: ask, tokens cut, context
-        for ask in asks:
-            ids, dropped = fit(loglik_prompt(ask.shown), self.tokenizer, self.room)
-            if ids is None:
-                name, order = ask.question.id, ask.order
-                yield Answer(name, "", None, 0, watch.lap(), dropped, False, "too_long", order)
+        owners: list[tuple[_Prepared, Ids]] = []  # of each prompt, with its context
+        for one in map(self._prepared, asks):
+            if isinstance(one, Answer):
+                yield one
                 continue
-            whole = [*self.tokenizer.prefix_ids, *ids]
-            check_ids(whole, self.runtime)
             for context in self.letters.contexts:
-                prompts.append([*whole, *context])
-                owners.append((ask, dropped, context))
-        readings: dict[tuple[str, str], dict[Ids, Reading]] = {}
+                prompts.append([*one.ids, *context])
+                owners.append((one, context))
+        watch = Stopwatch()
         for index, logits in prompt_logits(self.runtime, prompts):
-            ask, dropped, context = owners[index]
-            found = readings.setdefault((ask.question.id, ask.order), {})
-            found[context] = self.letters.read(context, logits)
-            if len(found) == len(self.letters.contexts):
-                del readings[ask.question.id, ask.order]
-                tokens = len(prompts[index]) - len(context)
-                yield self._answer(ask, found, tokens, watch.lap(), dropped)
+            one, context = owners[index]
+            one.readings[context] = self.letters.read(context, logits)
+            one.ns += watch.lap()
+            if len(one.readings) == len(self.letters.contexts):
+                yield self._answer(one)
 
-    def _answer(
-        self, ask: Ask, found: dict[Ids, Reading], tokens: int, ns: int, dropped: int
-    ) -> Answer:
-        values = self.letters.logprobs(found)
-        name, order = ask.question.id, ask.order
+    def _prepared(self, ask: Ask) -> _Prepared | Answer:
+        """Return the prompt's tokens, or the answer where they do not fit."""
+        watch = Stopwatch()
+        ids, dropped = fit(loglik_prompt(ask.shown), self.tokenizer, self.room)
+        if ids is None:
+            name, order = ask.question.id, ask.order
+            return Answer(name, "", None, 0, watch.lap(), dropped, False, "too_long", order)
+        whole = [*self.tokenizer.prefix_ids, *ids]
+        check_ids(whole, self.runtime)
+        return _Prepared(ask, whole, dropped, watch.lap())
+
+    def _answer(self, one: _Prepared) -> Answer:
+        values = self.letters.logprobs(one.readings)
+        name, order, tokens = one.ask.question.id, one.ask.order, len(one.ids)
         if not all(map(math.isfinite, values)):
-            return Answer(name, "", None, tokens, ns, dropped, reason="not_finite", order=order)
+            return Answer(name, "", None, tokens, one.ns, one.dropped, False, "not_finite", order)
         letter, tie = chosen(values)
         a, b, c, d = values
-        return Answer(name, letter, (a, b, c, d), tokens, ns, dropped, tie, order=order)
+        return Answer(name, letter, (a, b, c, d), tokens, one.ns, one.dropped, tie, order=order)
+
+
+@dataclass
+class _Prepared:
+    """A prompt's tokens, and what has been read and spent so far to answer it."""
+
+    ask: Ask
+    ids: list[int]
+    dropped: int
+    ns: int
+    readings: dict[Ids, Reading] = field(default_factory=dict)

@@ -78,14 +78,8 @@ def mobile_mmlu(
             f"unknown scorer '{scorer}'{did_you_mean(scorer, SCORERS)}",
             hint=f"Known scorers: {', '.join(sorted(SCORERS))}.",
         )
-    given = {
-        "data": str(data),
-        "key": None if key is None else str(key),
-        "scorer": scorer,
-        "rotations": rotations,
-        "limit": limit,
-        "seed": seed,
-    }
+    paths = {"data": str(data), "key": None if key is None else str(key)}
+    given = {"scorer": scorer, "rotations": rotations, "limit": limit, "seed": seed, **paths}
     config = MobileMMLUConfig.parse(given, "suite mobile_mmlu")
     control = Control(progress, resume_file, model_id)
     return _run(runtime, wrap_tokenizer(tokenizer), config, control)

@@ -111,7 +111,7 @@ def _from_hub(text: str) -> Source:
 
 def _cached(repo: Repo) -> Path | None:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
         found = snapshot_download(
@@ -121,7 +121,7 @@ def _cached(repo: Repo) -> Path | None:
             allow_patterns=_PATTERN,
             local_files_only=True,
         )
-    except LocalEntryNotFoundError:
+    except (HFValidationError, LocalEntryNotFoundError):
         return None
     return Path(found)
 
