@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .common import ON_DISK, Answer, LoadingDevice, command, megabytes, parse_settings
+
+if TYPE_CHECKING:
+    from mobilekit.schema.plan import Plan
 
 EPILOG = (
     "Examples: mobilekit compress embedded --method aimer --set sparsity=0.25 --out small   ·   "
@@ -41,7 +44,7 @@ def main(
     from mobilekit.core import console
     from mobilekit.core.errors import UsageError
     from mobilekit.core.files import check_target
-    from mobilekit.models import describe, has_tokenizer, load, resolve, save
+    from mobilekit.models import describe, has_tokenizer, resolve
     from mobilekit.schema.plan import read_plans
 
     if (method is None) == (plan is None):
@@ -63,14 +66,7 @@ def main(
     if device in ON_DISK and (on_disk or (plans and applies_on_disk(plans))):
         compress_stored(source, out, method=method, plans=plans, **settings)
     else:
-        loaded = load(source, device=device)
-        if method is not None:
-            plans = [compress.plan(loaded, method, **settings)]
-        for step in plans:
-            for warning in step.warnings:
-                console.warn(warning)
-            loaded = compress.apply(loaded, step)
-        save(loaded, out, tokenizer_from=source)
+        _in_memory(source, out, device, method, plans, settings)
     before, after = describe(source), describe(out)
     keys = ("parameters", "active_parameters", "weight_bytes")
     rows = [[key.replace("_", " "), *_row(key, before[key], after[key])] for key in keys]
@@ -80,6 +76,28 @@ def main(
         rows=rows,
         closing=["", f"Checkpoint {out}"],
     )
+
+
+def _in_memory(
+    source: Path,
+    out: Path,
+    device: str,
+    method: str | None,
+    plans: list[Plan],
+    settings: dict[str, Any],
+) -> None:
+    from mobilekit import compress
+    from mobilekit.core import console
+    from mobilekit.models import load, save
+
+    loaded = load(source, device=device)
+    if method is not None:
+        plans = [compress.plan(loaded, method, **settings)]
+    for step in plans:
+        for warning in step.warnings:
+            console.warn(warning)
+        loaded = compress.apply(loaded, step)
+    save(loaded, out, tokenizer_from=source)
 
 
 def _row(key: str, before: int, after: int) -> tuple[str, str, str]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -194,7 +195,7 @@ def _located(
     scored: bool,
 ) -> StoredUnits | None:
     """Return which units a stored tensor holds, given the numbers that came out in its place."""
-    present = numbers.unique().tolist()
+    present = np.unique(numbers.numpy()).tolist()
     keys = {owners[number - 1][0] for number in present if number}
     if not keys:
         return None
