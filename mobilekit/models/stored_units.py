@@ -163,6 +163,8 @@ def _numbered(
                 small = [min(n, _SMALL) for n in shape]
                 small[piece.dim] = size
                 tensors[name] = torch.zeros(small, dtype=torch.int64)
+            if tensors[name].shape[piece.dim] != size:  # units along another dimension too
+                raise _untraceable(name)
             for unit in range(group.count):
                 part = tensors[name].narrow(
                     piece.dim, piece.offset + unit * piece.width, piece.width
