@@ -77,7 +77,8 @@ def compress_stored(
     """
     stored = _read(source, METHODS.get(method or plans[0].method))
     steps = [plan(stored.model, method, **settings)] if method is not None else list(plans)
-    result, kept = stored.model, {}
+    result = stored.model
+    kept: dict[Key, tuple[int, ...]] = {}
     for step in steps:
         for warning in step.warnings:
             console.warn(warning)

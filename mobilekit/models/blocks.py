@@ -44,7 +44,7 @@ class BlockReader:
         if len(self._memory[self._turn]) < nbytes:
             self._memory[self._turn] = torch.empty(max(nbytes, BLOCK), dtype=torch.uint8)
         block = self._memory[self._turn][:nbytes]
-        view = memoryview(block.numpy())
+        view = block.numpy().data
         done = 0
         try:
             handle = self._open(file)

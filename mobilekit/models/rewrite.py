@@ -137,7 +137,7 @@ def _write_shard(
         for name in ordered:
             for block in _blocks(reader, table[origin[name].source], origin[name]):
                 wide = block.to(specs[name].dtype)
-                stream.write(memoryview(wide.view(torch.uint8).numpy()))
+                stream.write(wide.view(torch.uint8).numpy().data)
                 yield wide.nbytes
         stream.flush()
         os.fsync(stream.fileno())

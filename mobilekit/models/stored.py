@@ -119,7 +119,7 @@ def _keep_wide_(model: Any, dtype: torch.dtype) -> None:
     for name, tensor in model.state_dict(keep_vars=True).items():
         match = pattern.search(name)
         if match is not None and tensor.is_floating_point():
-            wide = tensor.detach().to(plan[group_of[match.lastgroup]])
+            wide = tensor.detach().to(plan[group_of[match.lastgroup or ""]])
             owner, _, attribute = name.rpartition(".")
             if isinstance(tensor, nn.Parameter):
                 wide = nn.Parameter(wide, requires_grad=tensor.requires_grad)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -162,6 +163,8 @@ def _numbered(
                 small = [min(n, _SMALL) for n in shape]
                 small[piece.dim] = size
                 tensors[name] = torch.zeros(small, dtype=torch.int64)
+            if tensors[name].shape[piece.dim] != size:  # units along another dimension too
+                raise _untraceable(name)
             for unit in range(group.count):
                 part = tensors[name].narrow(
                     piece.dim, piece.offset + unit * piece.width, piece.width
@@ -194,7 +197,7 @@ def _located(
     scored: bool,
 ) -> StoredUnits | None:
     """Return which units a stored tensor holds, given the numbers that came out in its place."""
-    present = numbers.unique().tolist()
+    present = np.unique(numbers.numpy()).tolist()
     keys = {owners[number - 1][0] for number in present if number}
     if not keys:
         return None

@@ -11,12 +11,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import Tensor
 
-from mobilekit.compress.aimer import kernel, native
+from mobilekit.compress.aimer import kernel, native, scan_file
 from mobilekit.compress.aimer.kernel import Kernel, choose_kernel, total, unit_sums
 from mobilekit.compress.aimer.score import aimer_scores, rounded, weight_sums
 from mobilekit.core import console
+from mobilekit.models.blocks import BlockReader
+from mobilekit.models.weights import read_header
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 HAS_COMPILER = any(shutil.which(name) for name in ("cc", "gcc", "clang"))
@@ -27,7 +30,7 @@ CPU = torch.device("cpu")
 
 def exact(weights: Tensor) -> list[tuple[float, float]]:
     """Σ|w| and Σw² of each unit, correctly rounded."""
-    units = weights.double().flatten(1).tolist()
+    units = weights.double().reshape(len(weights), -1).tolist()
     return [(math.fsum(map(abs, u)), math.fsum(w * w for w in u)) for u in units]
 
 
@@ -221,3 +224,26 @@ def test_gpu_kernels_agree(name: Kernel) -> None:
     torch.testing.assert_close(
         found[:, ::2], unit_sums(weights, "eager")[:, ::2], rtol=1e-13, atol=0
     )
+
+
+@settings(max_examples=80, deadline=None)
+@given(data=st.data())
+def test_stored_tensors_have_the_sums_of_those_in_memory(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    shape = data.draw(st.lists(st.integers(1, 6), min_size=1, max_size=4))
+    dim = data.draw(st.none() | st.integers(0, len(shape) - 1))
+    block = data.draw(st.sampled_from([8, 40, 1 << 20]))
+    dtype = data.draw(st.sampled_from(DTYPES))
+    tensor = torch.randn(shape).to(dtype)
+    file = tmp_path_factory.mktemp("sums") / "model.safetensors"
+    save_file({"x": tensor}, file)
+    with pytest.MonkeyPatch.context() as patch, BlockReader() as reader:
+        patch.setattr(scan_file, "BLOCK", block)
+        found = scan_file._tensor_sums(
+            lambda start, nbytes: reader.read(file, start, nbytes), read_header(file)["x"], dim
+        )
+    units = tensor[None] if dim is None else tensor.movedim(dim, 0)
+    for sums, expected in zip(found.tolist(), exact(units), strict=True):
+        assert sums[0] + sums[1] == pytest.approx(expected[0], rel=1e-14, abs=0)
+        assert sums[2] + sums[3] == pytest.approx(expected[1], rel=1e-14, abs=0)

@@ -104,9 +104,6 @@ def test_same_plan_and_same_checkpoint(name: str, dtype: torch.dtype, tmp_path: 
     found, wanted = (
         AutoModelForCausalLM.from_pretrained(tmp_path / out) for out in ("stream", "memory")
     )
-    assert not found.config.to_dict().items() ^ wanted.config.to_dict().items() or (
-        found.config.to_diff_dict() == wanted.config.to_diff_dict()
-    )
     with torch.no_grad():
         assert torch.equal(found(IDS).logits, wanted(IDS).logits)
     ours = mk.load(tmp_path / "stream", device="cpu")

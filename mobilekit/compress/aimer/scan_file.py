@@ -66,7 +66,7 @@ def scan_file(
             block = reader.read(file, start, nbytes)
             if pending:
                 pending.pop().result()  # the block before: the next one is read over it
-            pending.append(hasher.submit(digest.update, memoryview(block.numpy())))
+            pending.append(hasher.submit(digest.update, block.numpy().data))
             advance(nbytes)
             return block
 
