@@ -53,9 +53,11 @@ class Scheme:
 # apart, KL 1.9e-2, mean 1.1e-4, and the 12 steps behind it have 2e-4, by their cache. The embedded
 # model in fp16: 5 of 3032 routings, none more than 7e-4 apart, KL up to 1.5e-3. Eager tiny OLMoE
 # and Qwen3-MoE against themselves with every linear rounded to fp16, 76 sets of 8 texts, 192 steps
-# each: max up to 1.1, KL up to 3.6e-4, ninth decile above 1e-4 once, 2.3e-4. So models with experts
-# have bounds of their own, at 2 to 3 times these figures; without, KL and its ninth decile are
-# bound at 24 times what was measured or more.
+# each: max up to 1.1, KL up to 3.6e-4, ninth decile above 1e-4 once, 2.3e-4. Tiny models of seven
+# classes in the same way, 60 sets of 8 texts, 256 steps each: max up to 2.2, KL up to 1.7e-3 (both
+# GLM-4-MoE, where a tie of groups changes every expert of a token), ninth decile up to 8.4e-5. So
+# models with experts have bounds of their own, at 2 to 3 times these figures; without, KL and its
+# ninth decile are bound at 24 times what was measured or more.
 #
 # Faults, and the ninth decile that they cause (norms and value projections scaled by 1.1):
 #   without experts, tiny Llama and Mamba 2 in fp16 and int4: 2.4e-3 or more, KL 1.7e-3 or more
@@ -68,7 +70,7 @@ class Scheme:
 # which is the cache; fp16 8e-5, 0.997; int8 3e-4, 0.985; int4 1.3e-2, 0.906 (8 texts, 512 steps).
 _FULL = Tolerance(max_abs=1e-2, kl=1e-6, kl_p90=1e-6, top1=0.995)
 _HALF = Tolerance(max_abs=1.0, kl=5e-5, kl_p90=1e-4, top1=0.98)
-_HALF_ROUTED = Tolerance(max_abs=3.0, kl=1e-3, kl_p90=5e-4, top1=0.98)
+_HALF_ROUTED = Tolerance(max_abs=5.0, kl=4e-3, kl_p90=5e-4, top1=0.98)
 # fp16 arithmetic, since that is what a phone's accelerators run; it costs less accuracy than
 # quantized storage does
 SCHEMES = {
