@@ -16,8 +16,12 @@ from .base import Logits, Tokens
 from .packed import is_packable, packed_passes
 from .prompts import Step, plan_steps
 
+# Tokens in one pass. Measured with the layers of Qwen3-0.6B in bfloat16 on one core (Zen 5) and
+# prompts of 100 to 600 tokens: 288 tokens a second one by one, 305 at 512, 294 at 1024, 317 at
+# 2048, 311 at 4096: flat from 512 on. Activations grow with it: at 2048, each matrix of the widest
+# layer is 12 MB. For GPUs it is a guess, not measured, that should leave no multiprocessor idle.
 MAX_TOKENS = {"cpu": 2048, "cuda": 16384}
-MAX_PROMPTS = 64  # rows of logits in one pass
+MAX_PROMPTS = 64  # rows of logits in one pass: 39 MB of them at 151,936 tokens in float32
 
 
 @torch.inference_mode()

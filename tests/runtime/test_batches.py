@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -88,6 +89,60 @@ MODELS: Callable[[str], nn.Module]
 def _share(tiny: Callable[[str], nn.Module]) -> None:
     global MODELS  # noqa: PLW0603 - hypothesis does not mix with fixtures of a wider scope
     MODELS = tiny
+
+
+_MOE: dict[str, Any] = {**TINY, "intermediate_size": 96, "num_experts_per_tok": 2}
+_LATENT = {
+    "n_routed_experts": 4,
+    "moe_intermediate_size": 32,
+    "first_k_dense_replace": 1,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 12,
+    "head_dim": 8,
+    "n_group": 1,
+    "topk_group": 1,
+}
+# attention with more to it than the families' so far
+FURTHER: dict[str, dict[str, Any]] = {
+    "GptOss": {**_MOE, "num_local_experts": 4, "sliding_window": 7},  # sinks
+    "DeepseekV3": {**_MOE, **_LATENT},  # values narrower than keys
+}
+
+
+@pytest.mark.parametrize("name", FURTHER)
+def test_sinks_and_latent_keys_reach_the_models_own_attention(name: str) -> None:
+    cls = getattr(transformers, f"{name}ForCausalLM")
+    settings = {key: value for key, value in FURTHER[name].items() if key != "tie_word_embeddings"}
+    torch.manual_seed(0)
+    model = cls(cls.config_class(**settings)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    assert is_packable(model)
+    prompts = prompts_of(MIXED[:9])
+    found = dict(batched_logits(model, prompts, max_tokens=150))
+    for index, tokens in enumerate(prompts):
+        with torch.inference_mode():
+            expected = model(input_ids=torch.from_numpy(tokens)[None], use_cache=False).logits
+        np.testing.assert_allclose(found[index], expected[0, -1].numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gemma2", "mamba2"])
+def test_half_precision_is_no_less_exact_than_one_by_one(
+    tiny: Callable[[str], nn.Module], name: str
+) -> None:
+    half = copy.deepcopy(tiny(name)).bfloat16()
+    prompts = prompts_of(MIXED)
+    exact = np.stack(alone(copy.deepcopy(half).float(), prompts))
+    batched = dict(batched_logits(half, prompts))
+    errors = np.abs(np.stack([batched[i] for i in range(len(prompts))]) - exact)
+    usual = np.abs(np.stack(alone(half, prompts)) - exact)
+    assert errors.mean() < 1.5 * usual.mean()
+    assert errors.max() < 2 * usual.max()
 
 
 def counted(model: nn.Module) -> tuple[list[tuple[int, ...]], Any]:
