@@ -226,7 +226,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=Recipe().steps)
     parser.add_argument("--threads", type=int, default=1, help="of evaluation and profiling")
     parser.add_argument("--train-threads", type=int, default=2)
-    parser.add_argument("--repetitions", type=int, default=30)
+    parser.add_argument("--repetitions", type=int, default=400)
     parser.add_argument("--stop-after", choices=STAGES, default=STAGES[-1])
     parser.add_argument("--json", type=Path, help="write every figure there")
     parser.add_argument("--figure", type=Path, default=FIGURE)
