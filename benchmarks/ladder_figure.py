@@ -119,7 +119,8 @@ def _panel(
     ys = svg.ticks(min(ends) - 2, max(ends) + 2, wanted=6)
 
     def across(value: float) -> float:
-        return 9 + 86 * math.log(value / xs[0]) / math.log(xs[-1] / xs[0])
+        whole = math.log(xs[-1] / xs[0]) or 1.0
+        return 9 + 86 * math.log(value / xs[0]) / whole
 
     def down(value: float) -> float:
         return 64 + (DEEP - 64) * (ys[-1] - value) / (ys[-1] - ys[0])

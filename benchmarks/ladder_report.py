@@ -91,7 +91,15 @@ def markdown(found: dict[str, Any]) -> str:
         grouped[one["sparsity"], one["precision"]].append(one)
     lines = [_row(head), _row(["---:" if i != 1 else "---" for i in range(len(head))])]
     lines += [_row(_cells(group, len(seeds) > 1)) for group in grouped.values()]
-    return "\n".join([*lines, "", _verdict(found["summary"]), *busy_sentence(found)])
+    said = [_verdict(found["summary"]), _measure(found), *busy_sentence(found)]
+    return "\n".join([*lines, "", *said])
+
+
+def _measure(found: dict[str, Any]) -> str:
+    return (
+        f"Chance is 25 %; who knows every fact and reads no option is right in "
+        f"{found['blind_share']:.0%}."
+    )
 
 
 def busy_sentence(found: dict[str, Any]) -> list[str]:

@@ -115,6 +115,7 @@ def test_table_and_picture_hold_every_variant(module: Any) -> None:
         "seeds": [0],
         "threads": 1,
         "prompt_tokens": 44,
+        "blind_share": 0.66,
         "variants": variants,
         "summary": module("ladder_report").summary(variants),
     }
