@@ -10,6 +10,7 @@ from mobilekit.metrics.intervals import mcnemar_exact
 
 PRECISIONS = ("fp32", "int8", "int4")
 ALPHA = 0.05
+BUSY = 0.10  # of all CPUs' time, as in the report
 
 
 def summary(variants: list[dict[str, Any]]) -> dict[str, Any]:
@@ -90,7 +91,29 @@ def markdown(found: dict[str, Any]) -> str:
         grouped[one["sparsity"], one["precision"]].append(one)
     lines = [_row(head), _row(["---:" if i != 1 else "---" for i in range(len(head))])]
     lines += [_row(_cells(group, len(seeds) > 1)) for group in grouped.values()]
-    return "\n".join([*lines, "", _verdict(found["summary"])])
+    said = [_verdict(found["summary"]), _measure(found), *busy_sentence(found)]
+    return "\n".join([*lines, "", *said])
+
+
+def _measure(found: dict[str, Any]) -> str:
+    return (
+        f"Chance is 25 %; who knows every fact and reads no option is right in "
+        f"{found['blind_share']:.0%}."
+    )
+
+
+def busy_sentence(found: dict[str, Any]) -> list[str]:
+    """Return what other work did while latencies were taken, nothing where it was under 10 %."""
+    records = [record for one in found["variants"] for record in one["busy"] if record]
+    shares = [r["cpu_share"] for r in records if r["cpu_share"] is not None]
+    worst = max(shares, default=0.0)
+    if worst - max((r["resolution"] for r in records if r["resolution"]), default=0.0) <= BUSY:
+        return []
+    median = statistics.median(shares)
+    return [
+        f"Latencies are those of a busy machine: other work used {median:.0%} of the CPUs in the "
+        f"median run, {worst:.0%} at most."
+    ]
 
 
 def _row(cells: list[str]) -> str:

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ladder_facts import invented_facts, write_questions
+from ladder_facts import blind_share, invented_facts, write_questions
 from ladder_model import EXPERTS, SHAPE, TOP_K, Recipe, train
 from ladder_report import markdown, summary
 
@@ -207,6 +207,7 @@ def document(args: argparse.Namespace) -> dict[str, Any]:
         "shape": {**SHAPE, "experts": EXPERTS, "experts_per_token": TOP_K},
         "training": {"steps": args.steps, **vars(Recipe(steps=args.steps))},
         "prompt_tokens": prompt_tokens(first),
+        "blind_share": blind_share(),
         "threads": args.threads,
         "machine": {"processor": platform.processor(), "system": platform.platform()},
         "versions": {"torch": torch.__version__, "mobilekit": mk.__version__},
@@ -226,7 +227,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=Recipe().steps)
     parser.add_argument("--threads", type=int, default=1, help="of evaluation and profiling")
     parser.add_argument("--train-threads", type=int, default=2)
-    parser.add_argument("--repetitions", type=int, default=30)
+    parser.add_argument("--repetitions", type=int, default=400)
     parser.add_argument("--stop-after", choices=STAGES, default=STAGES[-1])
     parser.add_argument("--json", type=Path, help="write every figure there")
     parser.add_argument("--figure", type=Path, default=FIGURE)

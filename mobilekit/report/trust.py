@@ -15,6 +15,8 @@ from .numbers import finite, percent, scientific, size
 from .subjects import Subject
 from .tables import Cell, Table, num, plain, table
 
+_FEW_QUESTIONS = 1000  # an interval of 3 points to either side at even odds
+
 
 @dataclass(frozen=True)
 class Trust:
@@ -163,6 +165,25 @@ def _recipe(recipe: dict[str, Any]) -> str:
     return yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=88)
 
 
+def _question_limits(found: Sequence[Subject]) -> list[str]:
+    """Return what accuracies do not show: a small set, or one that is not the benchmark."""
+    scored = [r for s in found for r in s.results if r.metrics.get("accuracy") is not None]
+    counts = [n for r in scored if (n := finite(r.metrics.get("n"))) is not None]
+    limits = []
+    if counts and min(counts) < _FEW_QUESTIONS:
+        limits.append(
+            f"The question set is small ({min(counts):.0f} questions): read accuracies with their "
+            "intervals."
+        )
+    sets = [r.metrics.get("dataset") for r in scored]
+    if any(not (isinstance(one, dict) and one.get("is_mobile_mmlu") is True) for one in sets):
+        limits.append(
+            "A bundled sample set is MobileKit's own and is not the Mobile-MMLU benchmark; nor is "
+            "a question set of one's own."
+        )
+    return limits
+
+
 def _limits(evidence: Evidence, found: Sequence[Subject]) -> list[str]:
     """Return what the figures do not show, as far as it applies to this run."""
     limits = []
@@ -198,11 +219,7 @@ def _limits(evidence: Evidence, found: Sequence[Subject]) -> list[str]:
             "Parity passed does not mean the same text. An int8 artifact may pass while its greedy "
             "continuations part from fp32 eager’s: read the last column of the parity table."
         )
-    if any(r.metrics.get("accuracy") is not None for s in found for r in s.results):
-        limits.append(
-            "The question set is small: read accuracies with their intervals. A bundled sample set "
-            "is MobileKit's own and is not the Mobile-MMLU benchmark."
-        )
+    limits.extend(_question_limits(found))
     statuses = {r.energy.status for s in found for r in s.results if r.energy is not None}
     if "unavailable" in statuses:
         limits.append("Energy was not measurable on this machine, so no figure is given for it.")

@@ -81,7 +81,7 @@ def _variant(sparsity: float, precision: str, right: range, seed: int = 0) -> di
         "prefill_ms": {"p50": 1.5},
         "decode_ms": {"p50": 0.5},
         "memory": {"peak_bytes": 3_000_000, "baseline_bytes": 1_000_000},
-        "busy": [{"cpu_share": 0.5}, None],
+        "busy": [{"cpu_share": 0.5, "resolution": 0.02}, None],
     }
 
 
@@ -115,6 +115,7 @@ def test_table_and_picture_hold_every_variant(module: Any) -> None:
         "seeds": [0],
         "threads": 1,
         "prompt_tokens": 44,
+        "blind_share": 0.66,
         "variants": variants,
         "summary": module("ladder_report").summary(variants),
     }
@@ -124,6 +125,7 @@ def test_table_and_picture_hold_every_variant(module: Any) -> None:
     assert len({line.count("|") for line in rows}) == 1
     assert "| 8 of 16 | fp32 | 1.00 | 60.0% (55.0% to 65.0%) | 1.5 | 0.5 | 2.0 |" in table
     assert "fell on 4" in table
+    assert "other work used 50% of the CPUs in the median run" in table
     picture = ElementTree.fromstring(module("ladder_figure").figure(found))
     marks = [n for n in picture.iter() if "mark" in n.attrib.get("class", "").split()]
     assert len(marks) == 2 * 4 + 3  # two charts, and the key

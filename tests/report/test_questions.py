@@ -266,3 +266,17 @@ def test_damaged_records_are_no_figures(documents: Callable[[], Documents]) -> N
         for key in rng.sample(keys, 4):
             one["metrics"][key] = junk
         _section(_page(documents(), [one]))
+
+
+def test_limits_say_how_small_the_set_is_and_that_it_is_none_of_the_benchmark(
+    documents: Callable[[], Documents],
+) -> None:
+    small, large = question_set(each=1), question_set(each=25)
+    real = {"dataset": {"name": "Mobile-MMLU", "is_mobile_mmlu": True}}
+    found = documents()
+    words = _words(_page(found, [result("before", small, answers(small, 0.5, 1))]))
+    assert "The question set is small (80 questions)" in words
+    assert "is not the Mobile-MMLU benchmark" in words
+    words = _words(_page(found, [result("before", large, answers(large, 0.5, 1), **real)]))
+    assert "The question set is small" not in words
+    assert "is not the Mobile-MMLU benchmark" not in words
