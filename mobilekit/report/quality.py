@@ -1,4 +1,4 @@
-"""Quality before and after: held-out perplexity, sample-set accuracy, categories, Pareto."""
+"""Quality before and after: held-out perplexity, its Pareto chart, and all figures."""
 
 from __future__ import annotations
 
