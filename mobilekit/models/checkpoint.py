@@ -30,12 +30,7 @@ from .architecture import (
     skeleton_of,
     untied_weights,
 )
-from .contents import (
-    common_dtype,
-    drop_prediction_heads_,
-    ordinary_tensors,
-    used_and_unused,
-)
+from .contents import common_dtype, ordinary_tensors, taken_tensors, used_and_unused
 from .families import family_of
 from .inspect import (
     CARD_FILE,
@@ -74,10 +69,7 @@ def load(source: str | Path, device: str = "auto", dtype: str = "auto") -> nn.Mo
     raw = read_config(path)
     name = class_name(path, raw)
     cls, config = architecture(path, name, raw)
-    table, unused = used_and_unused(cls, config, tensor_table(path))
-    if unused:
-        tell_of_unused(path, unused)
-        drop_prediction_heads_(config)
+    table = taken_tensors(path, cls, config)
     plans = stored_plans(path)
     stored: torch.dtype = getattr(torch, common_dtype(cls, table))
     if wanted is None:
@@ -99,16 +91,6 @@ def tell_of_widening(path: Path, table: Mapping[str, TensorEntry], widest: torch
             f"{path} stores {' and '.join(dtypes)}; all of it is loaded as "
             f"{str(widest).removeprefix('torch.')}, and takes that much when saved again"
         )
-
-
-def tell_of_unused(path: Path, unused: Mapping[str, TensorEntry]) -> None:
-    """Warn of stored tensors that the class has no modules for."""
-    size = sum(entry.nbytes for entry in unused.values()) / 1e6
-    console.warn(
-        f"{path} has {len(unused)} tensors for multi-token prediction ({next(iter(unused))}, …; "
-        f"{size:.1f} MB), which transformers has no modules for: they are left out, and so they "
-        "are of what is saved"
-    )
 
 
 def _choose_experts(model: nn.Module, device: torch.device) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from mobilekit.core import console
+
 from .families import family_for_class
-from .weights import TensorEntry, stored_dtype
+from .weights import TensorEntry, stored_dtype, tensor_table
 
 Table = Mapping[str, TensorEntry]
 
@@ -28,10 +31,26 @@ def used_and_unused(
     return {name: entry for name, entry in table.items() if name not in unused}, unused
 
 
-def drop_prediction_heads_(config: Any) -> None:
-    """Let a config say that there are no heads for multi-token prediction."""
-    if hasattr(config, "num_nextn_predict_layers"):
-        config.num_nextn_predict_layers = 0
+def taken_tensors(path: Path, cls: type[Any], config: Any) -> dict[str, TensorEntry]:
+    """Return the tensors of a checkpoint that the class takes; say aloud what it does not.
+
+    The config then says that there are no heads for multi-token prediction.
+
+    Raises:
+        InvalidInputError: If a file is missing or damaged.
+        UnsupportedModelError: If the weights are quantized.
+    """
+    table, unused = used_and_unused(cls, config, tensor_table(path))
+    if unused:
+        size = sum(entry.nbytes for entry in unused.values()) / 1e6
+        console.warn(
+            f"{path} has {len(unused)} tensors for multi-token prediction ({next(iter(unused))}, "
+            f"…; {size:.1f} MB), which transformers has no modules for: they are left out, and so "
+            "they are of what is saved"
+        )
+        if hasattr(config, "num_nextn_predict_layers"):
+            config.num_nextn_predict_layers = 0
+    return table
 
 
 def ordinary_tensors(cls: type[Any], table: Table) -> dict[str, TensorEntry]:

@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from .architecture import architecture, check_table, skeleton_of, untied_weights
-from .checkpoint import read_generation_config, stored_plans, tell_of_unused, tell_of_widening
-from .contents import common_dtype, drop_prediction_heads_, ordinary_tensors, used_and_unused
+from .checkpoint import read_generation_config, stored_plans, tell_of_widening
+from .contents import common_dtype, ordinary_tensors, taken_tensors
 from .inspect import class_name, read_config, resolve
 from .lineage import Provenance, record
-from .weights import TensorEntry, tensor_table
+from .weights import TensorEntry
 
 Specs = dict[str, torch.Tensor]
 
@@ -58,10 +58,7 @@ def open_stored(source: str | Path) -> StoredModel:
     raw = read_config(path)
     name = class_name(path, raw)
     cls, config = architecture(path, name, raw)
-    table, unused = used_and_unused(cls, config, tensor_table(path))
-    if unused:
-        tell_of_unused(path, unused)
-        drop_prediction_heads_(config)
+    table = taken_tensors(path, cls, config)
     plans = stored_plans(path)
     dtype: torch.dtype = getattr(torch, common_dtype(cls, table))
     tell_of_widening(path, ordinary_tensors(cls, table), dtype)

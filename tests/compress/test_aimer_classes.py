@@ -85,21 +85,7 @@ def scores_of(model: nn.Module) -> dict[int, list[float]]:
 
 def halved(model: nn.Module) -> Plan:
     """Plan to keep half of the experts of every layer, as many of each group of the router."""
-    groups = groups_of(model)
-    if all(group.partitions == 1 for group in groups):
-        return mk.plan(model, "aimer", sparsity=0.5)
-    plan, scores = mk.plan(model, "aimer", sparsity=0.0), scores_of(model)
-    edits = [keep_in_groups(group, scores[group.layer], group.count // 2) for group in groups]
-    return plan.model_copy(update={"edits": tuple(edits)})
-
-
-def keep_in_groups(group: UnitGroup, scores: list[float], count: int) -> KeepEdit:
-    kept: list[int] = []
-    size = group.count // group.partitions
-    for start in range(0, group.count, size):
-        order = sorted(range(start, start + size), key=lambda i: (scores[i], -i))
-        kept += order[: count // group.partitions]
-    return KeepEdit(unit="expert", layer=group.layer, indices=tuple(sorted(kept)))
+    return mk.plan(model, "aimer", sparsity=0.5)
 
 
 def kept_by_layer(plan: Plan) -> dict[int, tuple[int, ...]]:
