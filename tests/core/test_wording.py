@@ -53,7 +53,8 @@ def said(content: dict[str, Any]) -> str:
         (
             {"compress": [{"method": "aimer", "variant": "aimre"}]},
             "compress step 1 (aimer): 'variant' is 'aimre'; did you mean 'aimer'?\n"
-            "Expected: 'aimer', 'random' or 'magnitude'.",
+            "Expected: 'aimer', 'random', 'magnitude', 'frequency', 'seer', 'ean', 'reap', 'man' "
+            "or 'msan'.",
         ),
         (
             {"profile": {"devices": ["phone"]}},
