@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from mobilekit.models.families import Family
 
-    from .backends.base import Backend, ExportSpec
+    from .backends.base import Backend, ExportSpec, Routing
     from .vectors import Vectors
 
 
@@ -73,6 +73,13 @@ def _check_unchanged(job: Job) -> None:
         )
 
 
+def _routing(model: Any, family: Family) -> Routing:
+    groups = family.units(model, "expert") if "expert" in family.units_of else []
+    if any(group.partitions > 1 for group in groups):
+        return "groups"
+    return "experts" if groups else "dense"
+
+
 def _parity(job: Job, record: LoweredRecord, backend: Backend) -> ParityRecord:
     """Compare the written files with eager; name the first diverging layer where it fails."""
     from mobilekit.models import load
@@ -88,9 +95,7 @@ def _parity(job: Job, record: LoweredRecord, backend: Backend) -> ParityRecord:
     same = parity_vectors.replay(backend.reference(model, family, spec), vectors)
     atomic_write(Path(job.answer), parity_vectors.pack_answer(same))
     path = entry_point(Path(job.out), next(iter(record.files)))
-    tolerance = backend.tolerance(
-        dataclasses.replace(spec, has_experts="expert" in family.units_of)
-    )
+    tolerance = backend.tolerance(dataclasses.replace(spec, routing=_routing(model, family)))
     try:
         runtime = RUNTIMES.get(backend.format)(
             path,

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from ..precision import Precision
 
 
+# Rounding tips near ties of a router that chooses "experts", and one of a router that chooses
+# "groups" of them first changes all experts of a token.
+Routing = Literal["dense", "experts", "groups"]
+
+
 @dataclass(frozen=True)
 class ExportSpec:
     """What is asked of a back end, beside the model.
@@ -32,7 +37,7 @@ class ExportSpec:
         bos_token_id: Begin-of-text id or ``None``.
         eos_token_ids: Ids that end a text.
         pad_token_id: Padding id or ``None``.
-        has_experts: Whether a router chooses experts: rounding tips its near ties.
+        routing: How tokens come to the weights that they are multiplied by; see :data:`Routing`.
     """
 
     precision: Precision
@@ -40,7 +45,7 @@ class ExportSpec:
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
-    has_experts: bool = False
+    routing: Routing = "dense"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from .architecture import (
     skeleton_of,
     untied_weights,
 )
-from .contents import common_dtype, ordinary_tensors, taken_tensors, used_and_unused
+from .contents import common_dtype, read_contents, used_and_unused
 from .families import family_of
 from .inspect import (
     CARD_FILE,
@@ -43,7 +42,7 @@ from .inspect import (
 )
 from .lineage import Provenance, provenance, record
 from .modules.rotary import rotary_limit
-from .weights import TensorEntry, tensor_table
+from .weights import tensor_table
 
 
 def load(source: str | Path, device: str = "auto", dtype: str = "auto") -> nn.Module:
@@ -66,31 +65,17 @@ def load(source: str | Path, device: str = "auto", dtype: str = "auto") -> nn.Mo
     """
     path = resolve(source)
     target, wanted = choose_device(device), choose_dtype(dtype)
-    raw = read_config(path)
-    name = class_name(path, raw)
-    cls, config = architecture(path, name, raw)
-    table = taken_tensors(path, cls, config)
+    found = read_contents(path)
     plans = stored_plans(path)
-    stored: torch.dtype = getattr(torch, common_dtype(cls, table))
     if wanted is None:
-        tell_of_widening(path, ordinary_tensors(cls, table), stored)
-    model = filled(path, cls, config, plans, table, wanted or stored)
+        found.tell_of_widening()
+    model = filled(path, found.cls, found.config, plans, found.table, wanted or found.dtype)
     _check_finite(path, model)
     read_generation_config(path, model)
     model.to(target)
     _choose_experts(model, target)
     record(model, Provenance(path, tuple(plans)))
     return model
-
-
-def tell_of_widening(path: Path, table: Mapping[str, TensorEntry], widest: torch.dtype) -> None:
-    """Say that a checkpoint of several dtypes is taken in one of them."""
-    dtypes = sorted({entry.dtype for entry in table.values()})
-    if len(dtypes) > 1:
-        console.warn(
-            f"{path} stores {' and '.join(dtypes)}; all of it is loaded as "
-            f"{str(widest).removeprefix('torch.')}, and takes that much when saved again"
-        )
 
 
 def _choose_experts(model: nn.Module, device: torch.device) -> None:

@@ -4,15 +4,63 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mobilekit.core import console
 
+from .architecture import architecture
 from .families import family_for_class
+from .inspect import class_name, read_config, resolve
 from .weights import TensorEntry, stored_dtype, tensor_table
 
 Table = Mapping[str, TensorEntry]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a checkpoint says it is, before a weight is read.
+
+    Attributes:
+        path: Its directory.
+        cls: The transformers class.
+        config: Its config.
+        table: The stored tensors that the class takes.
+        dtype: What they are loaded in to keep every bit.
+    """
+
+    path: Path
+    cls: type[Any]
+    config: Any
+    table: Table
+    dtype: torch.dtype
+
+    def tell_of_widening(self) -> None:
+        """Say that a checkpoint of several dtypes is taken in one of them."""
+        ordinary = ordinary_tensors(self.cls, self.table)
+        dtypes = sorted({entry.dtype for entry in ordinary.values()})
+        if len(dtypes) > 1:
+            console.warn(
+                f"{self.path} stores {' and '.join(dtypes)}; all of it is loaded as "
+                f"{str(self.dtype).removeprefix('torch.')}, and takes that much when saved again"
+            )
+
+
+def read_contents(source: str | Path) -> Contents:
+    """Look at a checkpoint; say aloud which of its tensors are left out.
+
+    Raises:
+        InvalidInputError: If a file is missing, damaged, or contradicts another.
+        UnsupportedModelError: If no family covers the class, or the weights are quantized.
+    """
+    path = resolve(source)
+    raw = read_config(path)
+    cls, config = architecture(path, class_name(path, raw), raw)
+    table = taken_tensors(path, cls, config)
+    return Contents(path, cls, config, table, getattr(torch, common_dtype(cls, table)))
 
 
 def used_and_unused(

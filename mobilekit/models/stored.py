@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from .architecture import architecture, check_table, skeleton_of, untied_weights
-from .checkpoint import read_generation_config, stored_plans, tell_of_widening
-from .contents import common_dtype, ordinary_tensors, taken_tensors
-from .inspect import class_name, read_config, resolve
+from .architecture import check_table, skeleton_of, untied_weights
+from .checkpoint import read_generation_config, stored_plans
+from .contents import read_contents
 from .lineage import Provenance, record
 from .weights import TensorEntry
 
@@ -54,14 +53,10 @@ def open_stored(source: str | Path) -> StoredModel:
         InvalidInputError: If a file is missing, damaged, or contradicts another.
         UnsupportedModelError: If no family covers the class, or the weights are quantized.
     """
-    path = resolve(source)
-    raw = read_config(path)
-    name = class_name(path, raw)
-    cls, config = architecture(path, name, raw)
-    table = taken_tensors(path, cls, config)
+    found = read_contents(source)
+    path, cls, config, table, dtype = found.path, found.cls, found.config, found.table, found.dtype
     plans = stored_plans(path)
-    dtype: torch.dtype = getattr(torch, common_dtype(cls, table))
-    tell_of_widening(path, ordinary_tensors(cls, table), dtype)
+    found.tell_of_widening()
 
     def build() -> nn.Module:
         with _default_dtype(dtype):

@@ -1,11 +1,14 @@
-"""A tiny mixture of experts whose experts and routers weigh enough to be seen in the logits."""
+"""Mixtures of experts: a lively one in memory, one in shards on disk."""
 
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from .on_disk import stored
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,3 +26,23 @@ def lively_moe(tiny_qwen3_moe: nn.Module) -> nn.Module:
             layer.mlp.experts.down_proj *= 10
             layer.mlp.gate.weight *= 30
     return model  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache in which no file was read before; the kernel is where it was."""
+    from mobilekit.compress.aimer import kernel
+
+    kernel.native.library()
+    monkeypatch.setenv("MOBILEKIT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    """A tiny Qwen3-MoE in bf16, in several shards."""
+    import torch
+
+    from mobilekit.models.tiny import make_tiny
+
+    return stored(make_tiny("qwen3_moe").to(torch.bfloat16), tmp_path / "sharded", "30KB")

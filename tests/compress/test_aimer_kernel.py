@@ -210,9 +210,22 @@ def test_a_compiler_that_fails(fresh: Path, monkeypatch: pytest.MonkeyPatch, com
     assert not list(fresh.iterdir())
 
 
-def test_a_library_that_is_damaged(fresh: Path) -> None:
+@needs_compiler
+def test_a_library_that_is_damaged_is_built_anew(fresh: Path) -> None:
     fresh.mkdir(parents=True)
     native._file().write_bytes(b"not a library")
+    assert choose_kernel(CPU, torch.bfloat16, 1) == "native"
+    assert native._file().stat().st_size > 1000
+    check(torch.randn(2, 3, 40), "native")
+
+
+def test_without_a_compiler_a_damaged_library_is_not_used(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh.mkdir(parents=True)
+    native._file().write_bytes(b"not a library")
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CC", raising=False)
     assert choose_kernel(CPU, torch.bfloat16, 1 << 30) == "eager"
 
 

@@ -1,37 +1,34 @@
-"""File to file: the same plan and the same checkpoint as through memory, whatever happens."""
+"""File to file: the same plan and the same checkpoint as through memory."""
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 import mobilekit as mk
 from mobilekit.compress import METHODS
-from mobilekit.compress.aimer import kernel, scan
 from mobilekit.compress.stored import (
     applies_on_disk,
     compress_stored,
     plan_stored,
     plans_from_disk,
 )
-from mobilekit.core.errors import InvalidInputError, UnsupportedModelError, UsageError
-from mobilekit.models import blocks, rewrite
 from mobilekit.models.families import family_for_class
 from mobilekit.models.stored import open_stored
 from mobilekit.models.tiny import TINY_MODELS, make_tiny
-from mobilekit.schema.plan import KeepEdit, Plan, read_plans
+from mobilekit.schema.plan import KeepEdit, read_plans
+
+from .on_disk import check_same, stored, tensors, through_memory
+
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 IDS = torch.arange(9, 33).reshape(2, 12)
 SPARSE = [
@@ -41,54 +38,9 @@ SPARSE = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache in which no file was read before; the kernel is where it was."""
-    kernel.native.library()
-    monkeypatch.setenv("MOBILEKIT_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 @pytest.fixture(scope="module", params=SPARSE)
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-def stored(model: nn.Module, folder: Path, size: str = "50KB") -> Path:
-    model.save_pretrained(folder, max_shard_size=size)  # type: ignore[operator]
-    return folder
-
-
-@pytest.fixture
-def sharded(tmp_path: Path) -> Path:
-    """A tiny Qwen3-MoE in bf16, in several shards."""
-    return stored(make_tiny("qwen3_moe").to(torch.bfloat16), tmp_path / "sharded", "30KB")
-
-
-def through_memory(source: Path, out: Path, **settings: Any) -> Plan:
-    model = mk.load(source, device="cpu")
-    plan = mk.plan(model, "aimer", **settings)
-    mk.save(mk.apply(model, plan), out)
-    return plan
-
-
-def tensors(folder: Path) -> dict[str, Tensor]:
-    files = sorted(folder.glob("*.safetensors"))
-    return {name: tensor for file in files for name, tensor in load_file(file).items()}
-
-
-def check_same(found: Path, expected: Path) -> None:
-    """The same tensors to the bit, and the same of all else but the shards."""
-    ours, theirs = tensors(found), tensors(expected)
-    assert ours.keys() == theirs.keys()
-    for name, tensor in theirs.items():
-        assert ours[name].dtype == tensor.dtype, name
-        assert torch.equal(ours[name], tensor), name
-    others = [
-        {p.name: p.read_bytes() for p in folder.iterdir() if not p.name.startswith("model")}
-        for folder in (found, expected)
-    ]
-    assert others[0] == others[1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -212,246 +164,6 @@ def test_no_weight_is_loaded(
     monkeypatch.setattr("safetensors.safe_open", loaded)
     compress_stored(sharded, tmp_path / "out", method="aimer")
     assert {p.device.type for p in open_stored(sharded).model.parameters()} == {"meta"}
-
-
-def counted(monkeypatch: pytest.MonkeyPatch, room: Any, attribute: str) -> list[str]:
-    """Count the calls of a function that takes a file."""
-    real, calls = getattr(room, attribute), []
-
-    def call(*given: Any, **options: Any) -> Any:
-        calls.append(
-            next(part.name for part in given if getattr(part, "suffix", "") == ".safetensors")
-        )
-        return real(*given, **options)
-
-    monkeypatch.setattr(room, attribute, call)
-    return calls
-
-
-@pytest.mark.parametrize("after", [0, 1, 3])
-def test_an_interrupted_plan_goes_on_at_the_file(
-    sharded: Path, after: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    files = len(list(sharded.glob("*.safetensors")))
-    monkeypatch.setattr("os.cpu_count", lambda: 1)
-    real, done = scan.scan_file, []
-
-    def interrupted(*given: Any) -> Any:
-        if len(done) == after:
-            raise KeyboardInterrupt
-        done.append(given)
-        return real(*given)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(scan, "scan_file", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            plan_stored(sharded, "aimer")
-    calls = counted(monkeypatch, scan, "scan_file")
-    plan = plan_stored(sharded, "aimer")
-    assert len(calls) == files - after
-    assert plan == mk.plan(mk.load(sharded, device="cpu"), "aimer")
-    plan_stored(sharded, "aimer", variant="random", sparsity=0.5)
-    assert len(calls) == files - after  # what was read is known
-
-
-def test_a_file_that_changed_is_read_again(sharded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = plan_stored(sharded, "aimer")
-    file = next(
-        f
-        for f in sorted(sharded.glob("*.safetensors"))
-        if any("experts" in n for n in load_file(f))
-    )
-    state = file.stat()
-    changed = {name: tensor * 3 for name, tensor in load_file(file).items()}
-    save_file(changed, file, metadata={"format": "pt"})
-    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))  # only the change time tells
-    calls = counted(monkeypatch, scan, "scan_file")
-    after = plan_stored(sharded, "aimer")
-    assert calls == [file.name]
-    assert after.parent != before.parent
-    assert after == mk.plan(mk.load(sharded, device="cpu"), "aimer")
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"key": 3}', None])
-def test_a_damaged_record_is_not_believed(sharded: Path, own_cache: Path, text: str | None) -> None:
-    expected = plan_stored(sharded, "aimer")
-    for record in (own_cache / "scans").rglob("*.json"):
-        data = json.loads(record.read_text())
-        data["sums"] = dict.fromkeys(data["sums"], "none")
-        record.write_text(json.dumps(data) if text is None else text)
-    assert plan_stored(sharded, "aimer") == expected
-
-
-STOPS: dict[str, Callable[[Any], Any]] = {
-    "a shard": lambda patch: patch.setattr(rewrite, "_blocks", failing(rewrite._blocks, 12)),
-    "companions": lambda patch: patch.setattr(rewrite, "_write_companions", failing(None, 0)),
-    "index": lambda patch: patch.setattr(rewrite, "_write_index", failing(None, 0)),
-    "plan": lambda patch: patch.setattr(rewrite, "atomic_write_json", failing(None, 0)),
-    "rename": lambda patch: patch.setattr("mobilekit.models.staging.os.rename", failing(None, 0)),
-}
-
-
-def failing(real: Any, after: int) -> Any:
-    calls: list[int] = []
-
-    def call(*given: Any, **options: Any) -> Any:
-        calls.append(1)
-        if len(calls) > after:
-            raise KeyboardInterrupt
-        return real(*given, **options)
-
-    return call
-
-
-@pytest.mark.parametrize("stop", STOPS)
-def test_an_interrupted_compression_goes_on_at_the_file(
-    sharded: Path, stop: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    compress_stored(sharded, tmp_path / "expected", method="aimer", sparsity=0.5)
-    out = tmp_path / "out"
-    with monkeypatch.context() as patch:
-        STOPS[stop](patch)
-        with pytest.raises(KeyboardInterrupt):
-            compress_stored(sharded, out, method="aimer", sparsity=0.5)
-    assert not out.exists()
-    partial = tmp_path / ".out.partial"
-    whole = {path.name: path.stat().st_ino for path in partial.glob("model*.safetensors")}
-    assert whole
-    calls = counted(monkeypatch, rewrite, "_write_shard")
-    compress_stored(sharded, out, method="aimer", sparsity=0.5)
-    assert not partial.exists()
-    assert not whole.keys() & set(calls)
-    assert {name: (out / name).stat().st_ino for name in whole} == whole
-    found, expected = (
-        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
-        for name in ("out", "expected")
-    )
-    assert found == expected
-
-
-def test_other_settings_do_not_go_on_with_old_files(
-    sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = {"method": "aimer", "sparsity": 0.5}
-    with monkeypatch.context() as patch:
-        STOPS["index"](patch)
-        with pytest.raises(KeyboardInterrupt):
-            compress_stored(sharded, tmp_path / "out", variant="random", **settings)
-    compress_stored(sharded, tmp_path / "out", method="aimer", variant="magnitude", sparsity=0.5)
-    through_memory(sharded, tmp_path / "memory", variant="magnitude", sparsity=0.5)
-    check_same(tmp_path / "out", tmp_path / "memory")
-
-
-def put(folder: Path, name: str, value: float) -> None:
-    for file in folder.glob("*.safetensors"):
-        held = load_file(file)
-        if name in held:
-            held[name].flatten()[5] = value
-            save_file(held, file, metadata={"format": "pt"})
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize(
-    ("tensor", "told"),
-    [
-        ("model.layers.1.mlp.experts.2.up_proj.weight", "expert 2 of layer 1 has weights that"),
-        ("model.layers.1.mlp.gate.weight", "model.layers.1.mlp.gate.weight in"),
-        ("model.layers.0.self_attn.q_proj.weight", "model.layers.0.self_attn.q_proj.weight in"),
-    ],
-)
-@pytest.mark.parametrize("variant", ["aimer", "random"])
-def test_weights_that_are_not_finite(
-    sharded: Path, tensor: str, told: str, value: float, variant: str
-) -> None:
-    put(sharded, tensor, value)
-    with pytest.raises(InvalidInputError, match=told):
-        plan_stored(sharded, "aimer", variant=variant)
-
-
-def test_dead_experts_go_first(sharded: Path, tmp_path: Path) -> None:
-    for part in ("gate", "up", "down"):
-        name = f"model.layers.1.mlp.experts.1.{part}_proj.weight"
-        for file in sharded.glob("*.safetensors"):
-            held = load_file(file)
-            if name in held:
-                held[name].zero_()
-                save_file(held, file, metadata={"format": "pt"})
-    plan = plan_stored(sharded, "aimer", sparsity=0.25)
-    assert 1 in plan.scores["layers"][0]["pruned"]
-    assert "all zeros" in plan.warnings[0]
-    assert plan == mk.plan(mk.load(sharded, device="cpu"), "aimer", sparsity=0.25)
-
-
-def test_files_that_are_damaged_or_missing(sharded: Path) -> None:
-    first, second = sorted(sharded.glob("*.safetensors"))[:2]
-    data = second.read_bytes()
-    second.write_bytes(data[:-10])
-    with pytest.raises(InvalidInputError, match="truncated or damaged"):
-        plan_stored(sharded, "aimer")
-    second.unlink()
-    with pytest.raises(InvalidInputError, match="is missing"):
-        plan_stored(sharded, "aimer")
-    second.write_bytes(data)
-    config = json.loads((sharded / "config.json").read_text())
-    (sharded / "config.json").write_text(json.dumps({**config, "num_local_experts": 3}))
-    with pytest.raises(InvalidInputError, match="has no place for"):
-        plan_stored(sharded, "aimer")
-    del first
-
-
-def test_a_file_that_is_cut_off_while_it_is_read(
-    sharded: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = blocks.os.preadv
-    monkeypatch.setattr(
-        blocks.os, "preadv", lambda fd, into, at: 0 if at > 5000 else real(fd, into, at)
-    )
-    with pytest.raises(InvalidInputError, match="ends at byte"):
-        plan_stored(sharded, "aimer")
-    monkeypatch.setattr(blocks.os, "preadv", raising(OSError(5, "Input/output error")))
-    with pytest.raises(InvalidInputError, match="cannot be read: Input/output error"):
-        plan_stored(sharded, "aimer")
-
-
-def raising(error: Exception) -> Any:
-    def call(*_: Any) -> Any:
-        raise error
-
-    return call
-
-
-def test_what_a_plan_may_not_do(sharded: Path, tmp_path: Path) -> None:
-    plan = plan_stored(sharded, "aimer", sparsity=0.25)
-    layer = plan.edits[0].layer  # type: ignore[union-attr]
-    cases: list[tuple[dict[str, Any], str]] = [
-        ({"parent": f"sha256:{'0' * 64}"}, "made for checkpoint"),
-        ({"method_version": 99}, "version 99"),
-        ({"edits": (KeepEdit(unit="expert", layer=layer, indices=(0,)),)}, "which needs 2"),
-        ({"edits": (KeepEdit(unit="expert", layer=layer, indices=(0, 9)),)}, "which has 4"),
-        ({"edits": (KeepEdit(unit="expert", layer=0, indices=(0, 1)),)}, "which has none"),
-    ]
-    for change, told in cases:
-        with pytest.raises(UsageError, match=told):
-            compress_stored(sharded, tmp_path / "out", plans=[plan.model_copy(update=change)])
-    with pytest.raises(UsageError, match="leaves 0 of 4"):
-        plan_stored(sharded, "aimer", sparsity=0.95)
-    assert not (tmp_path / "out").exists()
-    assert not (tmp_path / ".out.partial").exists()
-
-
-def test_a_model_without_experts(tmp_path: Path) -> None:
-    source = stored(make_tiny("llama"), tmp_path / "llama")
-    with pytest.raises(UnsupportedModelError, match="has no experts"):
-        plan_stored(source, "aimer")
-
-
-def test_a_disk_that_is_too_small(
-    sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(rewrite, "free_disk_bytes", lambda path: 1000)
-    with pytest.raises(UsageError, match=r"needs .* of disk, but 0\.0 MB are free"):
-        compress_stored(sharded, tmp_path / "out", method="aimer")
-    assert not (tmp_path / ".out.partial").exists()
 
 
 def test_blocks_of_any_size_give_the_same(

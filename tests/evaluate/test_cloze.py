@@ -23,6 +23,7 @@ from mobilekit.evaluate.suites.mobile_mmlu.fields import find_field
 from mobilekit.evaluate.suites.mobile_mmlu.prompt import cloze_prompt
 from mobilekit.evaluate.suites.mobile_mmlu.questions import LETTERS, Question
 from mobilekit.evaluate.suites.mobile_mmlu.run import mobile_mmlu
+from mobilekit.runtime.base import Cursor
 from mobilekit.runtime.torch import TorchRuntime
 
 VECTORS = Path(__file__).parent.parent / "vectors" / "mobile_mmlu"
@@ -77,6 +78,10 @@ def test_a_running_state_is_given_the_prompt_again(
 
 def test_a_cache_goes_back_to_the_end_of_the_prompt(planted: Any, tokenizer: TextTokenizer) -> None:
     runtime = planted(tokenizer, lambda text: {})
+    answered(ClozeScorer(runtime, tokenizer))  # it does not say that it can go back
+    assert sum(position == 0 for _, position in runtime.calls) == len(LETTERS)
+    runtime.cursor = Cursor(vocab_size=runtime.vocab_size, context_length=runtime.context_length)
+    runtime.calls.clear()
     tokens = answered(ClozeScorer(runtime, tokenizer)).tokens
     prompts = [call for call in runtime.calls if call[1] == 0]
     assert prompts == [(tokens, 0)]

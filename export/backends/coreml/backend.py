@@ -73,8 +73,7 @@ class CoreMLBackend:
 
     def tolerance(self, spec: ExportSpec) -> Tolerance:
         """Return what parity with ``reference`` must hold to; see ``scheme`` for the reasons."""
-        scheme = SCHEMES[spec.precision.name]
-        return scheme.routed_tolerance if spec.has_experts else scheme.tolerance
+        return SCHEMES[spec.precision.name].tolerances[spec.routing]
 
     def diagnose(
         self, path: Path, model: nn.Module, family: Family, spec: ExportSpec, tokens: list[int]

@@ -38,8 +38,10 @@ _FP16 = Tolerance(max_abs=0.2, kl=1e-4, kl_p90=1e-4, top1=0.98)
 # ten random layers of 32 experts 1.6e-4 (0.29, 7.6e-5, 0.974). An expert set to zero makes as much
 # on the embedded model, so no bound of it tells the two apart. As for Core ML, whose
 # scheme.py tells how far a single tie may go.
-_FP16_ROUTED = Tolerance(max_abs=5.0, kl=4e-3, kl_p90=5e-4, top1=0.98)
-_TOLERANCES = {"fp32": _FP32, "fp16": _FP16, "int8": _INT8, "int4": _INT4}
+_FP16_ROUTED = Tolerance(max_abs=3.0, kl=1e-3, kl_p90=5e-4, top1=0.98)
+_FP16_GROUPED = Tolerance(max_abs=5.0, kl=4e-3, kl_p90=5e-4, top1=0.98)
+_FP16_BY_ROUTING = {"dense": _FP16, "experts": _FP16_ROUTED, "groups": _FP16_GROUPED}
+_TOLERANCES = {"fp32": _FP32, "int8": _INT8, "int4": _INT4}
 
 
 class ExecutorchBackend:
@@ -102,8 +104,8 @@ class ExecutorchBackend:
 
     def tolerance(self, spec: ExportSpec) -> Tolerance:
         """Return what parity with ``reference`` must hold to."""
-        if spec.precision.name == "fp16" and spec.has_experts:
-            return _FP16_ROUTED
+        if spec.precision.name == "fp16":
+            return _FP16_BY_ROUTING[spec.routing]
         return _TOLERANCES[spec.precision.name]
 
     def diagnose(

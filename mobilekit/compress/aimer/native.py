@@ -100,9 +100,11 @@ def library() -> ctypes.CDLL | None:
     """
     file = _file()
     try:
-        if not file.is_file() and not _build(file):
-            return None
-        loaded = ctypes.CDLL(str(file))
+        loaded = _loaded(file) if file.is_file() else None
+        if loaded is None:  # not built yet, or damaged since
+            if not _build(file):
+                return None
+            loaded = ctypes.CDLL(str(file))
     except (OSError, OutputError, subprocess.SubprocessError) as error:
         console.detail(f"the native kernel cannot be built or loaded: {error}")
         return None
@@ -111,6 +113,14 @@ def library() -> ctypes.CDLL | None:
         function.argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_void_p]
         function.restype = None
     return loaded
+
+
+def _loaded(file: Path) -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL(str(file))
+    except OSError as error:
+        console.detail(f"{file} is built anew, since it cannot be loaded: {error}")
+        return None
 
 
 @functools.cache

@@ -6,6 +6,8 @@ tiny, and a rounded score sends a token to another expert.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,7 +23,7 @@ def router_parts(module: nn.Module) -> set[int]:
     return {id(part) for router in routers for part in router.modules()}
 
 
-class Routing(nn.Module):
+class Routing(nn.Module, ABC):
     """Chooses k of E experts for each token; what they have in common.
 
     Args:
@@ -37,9 +39,9 @@ class Routing(nn.Module):
         self.linear = plain_linear(weight)
         self.register_buffer("expert_ids", torch.arange(self.num_experts), persistent=False)
 
+    @abstractmethod
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
         """Return weights and ids of the chosen experts, each (…, k), of hidden states (…, D)."""
-        raise NotImplementedError
 
     def dense(self, hidden_states: Tensor) -> Tensor:
         """Return the weight of every expert, shape (…, E), zero where it was not chosen."""

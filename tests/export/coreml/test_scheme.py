@@ -14,7 +14,7 @@ from torch import nn
 pytest.importorskip("coremltools")
 
 from mobilekit.export import vectors as parity_vectors  # noqa: E402 - after the skip
-from mobilekit.export.backends.base import ExportSpec  # noqa: E402
+from mobilekit.export.backends.base import ExportSpec, Routing  # noqa: E402
 from mobilekit.export.backends.coreml import COREML  # noqa: E402
 from mobilekit.export.parity import deviation, within  # noqa: E402
 from mobilekit.export.precision import Precision  # noqa: E402
@@ -52,6 +52,7 @@ FAULTS: dict[str, tuple[Callable[[Any], None], ...]] = {
     "olmoe": (*EVERYWHERE, _swap_experts, _zero_expert),
     "glm4_moe": (*EVERYWHERE, _swap_experts),  # the expert that is set to zero is not chosen here
 }
+ROUTING: dict[str, Routing] = {"llama": "dense", "olmoe": "experts", "glm4_moe": "groups"}
 
 
 @pytest.mark.parametrize("precision", HALF)
@@ -59,7 +60,7 @@ FAULTS: dict[str, tuple[Callable[[Any], None], ...]] = {
 def test_faults_are_outside_the_bounds(name: str, precision: str) -> None:
     model = make_tiny(name)
     vectors = parity_vectors.record(TorchRuntime(model), PROMPTS, 20)
-    spec = ExportSpec(Precision(precision), CONTEXT, has_experts=name != "llama")
+    spec = ExportSpec(Precision(precision), CONTEXT, routing=ROUTING[name])
     bounds = COREML.tolerance(spec)
     sound = _answer(model, spec, vectors)
     assert within(deviation("itself", sound, sound), bounds, steps=vectors.tokens.size)
@@ -79,6 +80,10 @@ def _answer(model: nn.Module, spec: ExportSpec, vectors: Vectors) -> Answer:
 @pytest.mark.parametrize("precision", HALF)
 def test_bounds_are_wider_only_where_a_router_chooses(precision: str) -> None:
     plain = ExportSpec(Precision(precision), CONTEXT)
-    routed = ExportSpec(Precision(precision), CONTEXT, has_experts=True)
+    routed = ExportSpec(Precision(precision), CONTEXT, routing="experts")
+    grouped = ExportSpec(Precision(precision), CONTEXT, routing="groups")
     assert COREML.tolerance(plain).kl_p90 < COREML.tolerance(routed).kl_p90
-    assert COREML.tolerance(plain).kl < COREML.tolerance(routed).kl
+    assert COREML.tolerance(routed).kl_p90 == COREML.tolerance(grouped).kl_p90
+    found = [COREML.tolerance(spec) for spec in (plain, routed, grouped)]
+    assert found[0].kl < found[1].kl < found[2].kl
+    assert found[0].max_abs < found[1].max_abs < found[2].max_abs

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from mobilekit.core.errors import UsageError
 from mobilekit.data.tokenizer import TextTokenizer
 from mobilekit.metrics.language import log_softmax, negative_log_likelihood
-from mobilekit.runtime.base import FullLogits, Logits, TokenLogits
+from mobilekit.runtime.base import FullLogits, HasCursor, Logits, TokenLogits
 
 from .answers import Answer, Ask, Stopwatch, check_ids, chosen, fit
 from .dataset import QuestionSet
@@ -38,7 +37,8 @@ class ClozeScorer:
 
     def __init__(self, runtime: TokenLogits, tokenizer: TextTokenizer) -> None:
         self.runtime, self.tokenizer = runtime, tokenizer
-        self._goes_back = True  # until the runtime refuses to
+        # one that does not say is only asked what every runtime can do
+        self._goes_back = isinstance(runtime, HasCursor) and not runtime.cursor.is_recurrent
 
     def answers(self, asks: Sequence[Ask]) -> Iterator[Answer]:
         """Answer everything asked, in the order asked."""
@@ -104,14 +104,7 @@ class ClozeScorer:
         """Give the first token after the prompt, going back to its end where need be."""
         if not is_at_prompt and not self._goes_back:
             self._prefill(prompt)
-        try:
-            return self._step(token, len(prompt))
-        except UsageError:
-            if is_at_prompt or not self._goes_back:
-                raise
-            self._goes_back = False  # a running state: its protocol says so only when asked
-            self._prefill(prompt)
-            return self._step(token, len(prompt))
+        return self._step(token, len(prompt))
 
     def _prefill(self, prompt: list[int]) -> Logits:
         self.runtime.reset()
