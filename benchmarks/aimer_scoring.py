@@ -45,6 +45,8 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "load_average_before": os.getloadavg()[0],
     }
+    if given.folder is not None:
+        given.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=given.folder) as name:
         folder = Path(name)
         os.environ["MOBILEKIT_CACHE"] = str(folder / "cache")
