@@ -34,13 +34,19 @@ def exact(weights: Tensor) -> list[tuple[float, float]]:
     return [(math.fsum(map(abs, u)), math.fsum(w * w for w in u)) for u in units]
 
 
+def bound(weights: Tensor) -> float:
+    """The worst relative error of a sum: four roundings to float32 where they are allowed."""
+    narrow = weights.element_size() == 2 and weights.shape[-1] >= native.BLOCK
+    return 4 * 2.0**-24 if narrow else 1e-14
+
+
 def check(weights: Tensor, name: Kernel) -> None:
     sums = unit_sums(weights, name)
     assert sums.shape == (len(weights), 4)
     assert sums.dtype == torch.float64
     for found, expected in zip(sums.tolist(), exact(weights), strict=True):
-        assert found[0] + found[1] == pytest.approx(expected[0], rel=1e-14, abs=0)
-        assert found[2] + found[3] == pytest.approx(expected[1], rel=1e-14, abs=0)
+        assert found[0] + found[1] == pytest.approx(expected[0], rel=bound(weights), abs=0)
+        assert found[2] + found[3] == pytest.approx(expected[1], rel=bound(weights), abs=0)
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -49,7 +55,7 @@ def check(weights: Tensor, name: Kernel) -> None:
 @given(
     shape=st.lists(st.integers(1, 9), min_size=0, max_size=2),
     units=st.integers(1, 7),
-    width=st.integers(1, 200),
+    width=st.integers(1, 2 * native.BLOCK + 200),
     exponent=st.integers(-7, 4),
     seed=st.integers(0, 99),
 )
@@ -139,11 +145,39 @@ def test_no_units_and_no_weights(name: Kernel) -> None:
     assert unit_sums(torch.zeros(2, 0, 4), name).tolist() == [[0.0] * 4] * 2
 
 
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("exponent", [-38, -30, -12, 12, 18, 30, 37])
+def test_rows_whose_squares_float32_cannot_hold(name: Kernel, exponent: int) -> None:
+    weights = torch.randn(3, 2, native.BLOCK + 5).to(torch.bfloat16)
+    weights[1, 0] *= 10.0**exponent
+    weights[2, 1, 7] *= 10.0**exponent
+    check(weights, name)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=30, deadline=None)
+@given(
+    width=st.integers(1, 4 * native.BLOCK), exponent=st.integers(-30, 30), seed=st.integers(0, 99)
+)
+def test_kernels_round_in_the_same_places(
+    dtype: torch.dtype, width: int, exponent: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.randn(3, 2, width, generator=generator)
+    weights = (weights * 10.0 ** (exponent if dtype != torch.float16 else exponent / 8)).to(dtype)
+    first, second = (unit_sums(weights, name) for name in ("native", "eager"))
+    for column in (0, 2):
+        pair = [sums[:, column] + sums[:, column + 1] for sums in (first, second)]
+        torch.testing.assert_close(*pair, rtol=1e-14, atol=0)
+
+
 @needs_compiler
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_kernels_rank_alike(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
-    tensors = [torch.randn(32, 96, 64, generator=generator).to(dtype) for _ in range(2)]
+    shapes = ((96, 64), (3, 2 * native.BLOCK + 64))
+    tensors = [torch.randn(32, *shape, generator=generator).to(dtype) for shape in shapes]
     found = [rounded(aimer_scores(weight_sums(tensors, name))) for name in ("native", "eager")]
     assert found[0] == found[1]
 
@@ -151,7 +185,7 @@ def test_kernels_rank_alike(dtype: torch.dtype) -> None:
 @pytest.mark.slow
 @needs_compiler
 def test_fused_kernel_ranks_like_the_others() -> None:
-    tensors = [torch.randn(8, 24, 48).to(torch.bfloat16), torch.randn(8, 48, 12).half()]
+    tensors = [torch.randn(8, 24, 600).to(torch.bfloat16), torch.randn(8, 48, 300).half()]
     expected = rounded(aimer_scores(weight_sums(tensors, "eager")))
     assert rounded(aimer_scores(weight_sums(tensors, "fused"))) == expected
 

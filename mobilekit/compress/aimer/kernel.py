@@ -1,7 +1,7 @@
 """Σ|w| and Σw² of each unit in one pass over its weights; which kernel runs where.
 
-Every kernel adds up in float64: scores of a layer differ in the 3rd or 4th decimal, and this way
-every kernel and device ranks them alike. Scoring is bound by memory, not by arithmetic.
+Scores of a layer differ in the 3rd or 4th decimal. Every kernel and device ranks them alike, since
+what each rounds to float32 is defined (see native.py), and all else is added up in float64.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ _WORTH_BUILDING = 16 << 20  # bytes
 # Elements that eager widens at once: 2 MB of float64, which stay in the cache of a core. Measured
 # on 2 cores, bf16: 2.0 GB/s so, 0.2 GB/s with 32 MB. A GPU's cache is larger, its launches dearer.
 _CHUNK, _GPU_CHUNK = 1 << 18, 1 << 22
+_ALONE = 16 << 20  # bytes that one thread sums in a millisecond: no need to wake others
+_JOBS = 16  # that each thread takes, about
+_PAIRS = (native.DEPTH, native.LANES, 2)  # how a block of 16-bit weights is added up
 
 
 def choose_kernel(device: torch.device, dtype: torch.dtype, nbytes: int) -> Kernel:
@@ -103,9 +106,10 @@ def _native(rows: Tensor) -> Tensor:
     """Run the C kernel on every thread that torch would use; it holds no lock of Python's."""
     units, per_unit, width = rows.shape
     function = getattr(native.library(), f"sums_{str(rows.dtype).removeprefix('torch.')}")
-    threads = torch.get_num_threads()
-    # with fewer units than threads, each is cut into parts; a few jobs a thread even out its load
-    wanted = min(per_unit, -(-4 * threads // units))
+    threads = torch.get_num_threads() if rows.nbytes > _ALONE else 1
+    # with few units, each is cut into parts; some jobs a thread even out what else the machine does
+    most = _JOBS * threads
+    wanted = min(per_unit, -(-most // units))
     cuts = next(n for n in range(wanted, 0, -1) if per_unit % n == 0)
     jobs, share = units * cuts, per_unit // cuts
     sums = torch.zeros(jobs, 4, dtype=torch.float64)
@@ -114,7 +118,7 @@ def _native(rows: Tensor) -> Tensor:
         start = rows.data_ptr() + first * share * width * rows.element_size()
         function(start, last - first, share, width, sums[first:last].data_ptr())
 
-    bounds = [jobs * i // min(jobs, 4 * threads) for i in range(min(jobs, 4 * threads) + 1)]
+    bounds = [jobs * i // min(jobs, most) for i in range(min(jobs, most) + 1)]
     if threads == 1:
         run(0, jobs)
     else:
@@ -135,7 +139,7 @@ def _by_rows(rows: Tensor, kernel: Kernel) -> Tensor:
         found = [_compiled()(flat)]
     else:
         step = max(1, (_GPU_CHUNK if rows.is_cuda else _CHUNK) // width)
-        found = [_wide_rows(flat[start : start + step]) for start in range(0, len(flat), step)]
+        found = [_row_sums(flat[start : start + step]) for start in range(0, len(flat), step)]
     pair = [torch.cat(column).view(units, per_unit) for column in zip(*found, strict=True)]
     if rows.is_cuda:  # not row by row in Python; the order there is the device's own
         absolute, squared = (column.sum(1) for column in pair)
@@ -146,16 +150,39 @@ def _by_rows(rows: Tensor, kernel: Kernel) -> Tensor:
     return torch.tensor(sums, dtype=torch.float64)
 
 
-def _wide_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
-    wide = rows.to(torch.float64, copy=True).abs_()
-    return wide.sum(1), wide.mul_(wide).sum(1)
+def _row_sums(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return Σ|w| and Σw² of each row, float64, rounded where the native kernel rounds."""
+    if rows.element_size() > 2:
+        return _wide_sums(rows)
+    blocks = rows.shape[1] // native.BLOCK
+    done = blocks * native.BLOCK
+    absolute, squared = _narrow_sums(rows[:, :done].unflatten(1, (blocks, *_PAIRS)))
+    rest = _wide_sums(rows[:, done:])
+    least, most = native.SQUARES
+    sound = (absolute == 0) | (squared >= least) & (squared <= most)
+    if sound.all():
+        return absolute + rest[0], squared + rest[1]
+    whole = _wide_sums(rows)
+    return (
+        torch.where(sound, absolute + rest[0], whole[0]),
+        torch.where(sound, squared + rest[1], whole[1]),
+    )
 
 
-def _fused_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+def _narrow_sums(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sums of 16-bit weights, shape (R, blocks, DEPTH, LANES, 2)."""
+    first, second = blocks.float().abs().unbind(-1)
+    absolute, squared = first + second, first.square() + second.square()
+    lanes = (functools.reduce(torch.add, sums.unbind(2)) for sums in (absolute, squared))
+    first, second = (lane.double().sum((1, 2)) for lane in lanes)
+    return first, second
+
+
+def _wide_sums(rows: Tensor) -> tuple[Tensor, Tensor]:
     wide = rows.double().abs()
     return wide.sum(1), wide.square().sum(1)
 
 
 @functools.cache
 def _compiled() -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    return torch.compile(_fused_rows, dynamic=True)
+    return torch.compile(_row_sums, dynamic=True)

@@ -31,7 +31,7 @@ from .known import know_sums
 from .scan_file import FileScan, scan_file
 from .score import WeightSums, pooled
 
-_FORMAT = 1  # of what is kept; raise it when the sums would come out otherwise
+_FORMAT = 2  # of what is kept; raise it when the sums would come out otherwise
 _MOST_READERS = 8
 _CPU = torch.device("cpu")
 
@@ -100,7 +100,8 @@ def _scan_files(stored: StoredModel, units: Mapping[str, StoredUnits]) -> dict[P
         console.status(f"  {len(found)} of {len(entries)} files were read before")
     size = sum(file.stat().st_size for file, _ in missing)
     stop = threading.Event()
-    readers = min(_MOST_READERS, os.cpu_count() or 1, len(missing)) or 1
+    # two a core: one waits for the disk while the other sums
+    readers = min(_MOST_READERS, 2 * (os.cpu_count() or 1), len(missing)) or 1
     with (
         console.progress(size, f"reading {stored.path.name}") as bar,
         ThreadPoolExecutor(readers, "scan") as pool,
