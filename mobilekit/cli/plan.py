@@ -36,6 +36,7 @@ def main(
     size of the model; interrupted, they go on where they were. Others load the model, as all do
     with a GPU as the device.
     """
+    from mobilekit.compress.tensors import beside
     from mobilekit.core import console
     from mobilekit.core.files import atomic_directory, atomic_write_json, check_target
     from mobilekit.schema.plan import PLAN_FILE
@@ -45,6 +46,7 @@ def main(
     for warning in plan.warnings:
         console.warn(warning)
     with atomic_directory(out) as fresh:
+        plan = beside(plan, fresh)
         atomic_write_json(fresh / PLAN_FILE, [plan.to_json()])
     return Answer(
         plan.to_json(),

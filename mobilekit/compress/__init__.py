@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 METHODS: Registry[Method[Any]] = Registry("method")
 METHODS.register("aimer", "mobilekit.compress.aimer.method:AIMER")
+METHODS.register("darwinlm", "mobilekit.compress.darwinlm.method:DARWINLM")
 
 
 def plan(
@@ -62,6 +63,7 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
     """
     from mobilekit.models import surgery
     from mobilekit.models.lineage import provenance, record
+    from mobilekit.schema.plan import TENSORS_FILE, with_tensors
 
     method = METHODS.get(plan.method)
     history = provenance(model)
@@ -72,6 +74,8 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
     surgery.check(model, plan.edits)
     carried_out = with_summary(method, model, plan)
     result = method.apply(surgery.copy_for(model, plan.edits), carried_out)
+    if carried_out.tensors is not None:  # the weights hold them from here on
+        carried_out = with_tensors(carried_out, TENSORS_FILE)
     record(result, history.applied(carried_out))
     return result
 

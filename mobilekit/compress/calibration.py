@@ -30,7 +30,14 @@ from mobilekit.models import has_tokenizer, provenance
 
 from .config import EMBEDDED_TEXT
 
-__all__ = ["Calibration", "Observer", "given_batches", "run_batches", "text_batches"]
+__all__ = [
+    "Calibration",
+    "Observer",
+    "evaluating",
+    "given_batches",
+    "run_batches",
+    "text_batches",
+]
 
 # called with the module, and the positional and named arguments of its call
 Observer = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
@@ -141,7 +148,7 @@ def run_batches(
     total = sum(batch.numel() for batch in batches)
     with (
         _observed(model, observers) as waiting,
-        _evaluating(model),
+        evaluating(model),
         torch.no_grad(),
         console.progress(total, description, announce=True) as bar,
     ):
@@ -178,7 +185,7 @@ def _observed(model: nn.Module, observers: Mapping[str, Observer]) -> Iterator[s
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Switch dropout off inside; every module then has the mode that it had."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, model_validator
 
 from mobilekit.core.errors import InvalidInputError
-from mobilekit.core.files import read_json
+from mobilekit.core.files import read_json, safe_join
 from mobilekit.core.strict import StrictModel
 from mobilekit.core.wording import kind_of
 
@@ -16,6 +16,7 @@ from .contract import Contract
 
 PLAN_SCHEMA: Final = "mobilekit.plan/1"
 PLAN_FILE = "plan.json"
+TENSORS_FILE = "tensors.safetensors"
 
 
 class KeepEdit(StrictModel):
@@ -54,7 +55,13 @@ Edit = Annotated[KeepEdit | RemoveEdit | ReplaceEdit, Field(discriminator="op")]
 
 
 class TensorFile(StrictModel):
-    """A safetensors file beside the plan that holds its large values."""
+    """A safetensors file that holds a plan's large values.
+
+    Attributes:
+        path: Its name, where it lies beside the plan; a whole path in memory. The plans of a
+            checkpoint name it as well, but it need not be there: the weights hold its values.
+        sha256: Of the file.
+    """
 
     path: str
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
@@ -94,4 +101,19 @@ def read_plans(path: Path) -> list[Plan]:
             f"{path} holds {kind_of(data)}, expected a list of plans",
             hint="Write it with: mobilekit plan MODEL --method NAME --out DIR",
         )
-    return [Plan.parse(entry, f"{path} entry {i}") for i, entry in enumerate(data)]
+    plans = [Plan.parse(entry, f"{path} entry {i}") for i, entry in enumerate(data)]
+    return [_located(plan, path.parent) for plan in plans]
+
+
+def _located(plan: Plan, folder: Path) -> Plan:
+    """Return a plan that says where its tensors are, if it has any."""
+    if plan.tensors is None or Path(plan.tensors.path).is_absolute():
+        return plan
+    return with_tensors(plan, safe_join(folder, plan.tensors.path))
+
+
+def with_tensors(plan: Plan, path: Path | str) -> Plan:
+    """Return a plan whose tensors lie elsewhere."""
+    assert plan.tensors is not None
+    file = plan.tensors.model_copy(update={"path": str(path)})
+    return plan.model_copy(update={"tensors": file})

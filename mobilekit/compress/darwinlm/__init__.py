@@ -1,0 +1,1 @@
+"""DarwinLM: evolutionary, training-aware structured pruning of dense language models."""
