@@ -18,10 +18,11 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from mobilekit.core.errors import InvalidInputError, MobileKitError, UnsupportedModelError
-from mobilekit.schema.plan import PLAN_FILE, Plan
+from mobilekit.schema.plan import PLAN_FILE, Plan, RemoveEdit
 
 from . import surgery
 from .families import family_of
+from .modules.uneven import rebuild_slots_
 from .weights import TensorEntry
 
 # what a config may not decide: code from elsewhere, other files, kernels from the hub
@@ -91,7 +92,7 @@ def skeleton_of(
     Raises:
         InvalidInputError: If the config or ``plan.json`` cannot be true.
     """
-    _check_depth(path, config, table)
+    _check_depth(path, config, plans, table)
     with _config_errors(path, cls.__name__), torch.device("meta"):
         model: nn.Module = cls(config)
         _check_top_k(path, model)
@@ -147,6 +148,7 @@ def filled(
             None, config=config, state_dict=tensors, dtype=dtype, attn_implementation=attention
         )
     model.__class__ = cls
+    rebuild_slots_(model)
     if untied_weights(skeleton, table):
         model.config.tie_word_embeddings = False  # type: ignore[union-attr]
     return model.eval()
@@ -184,11 +186,14 @@ def _replaying(cls: type[Any], plans: Sequence[Plan]) -> type[Any]:
     return type(cls.__name__, (cls,), {"__init__": construct, "__module__": cls.__module__})
 
 
-def _check_depth(path: Path, config: Any, table: Mapping[str, TensorEntry]) -> None:
-    """Refuse, before they are built, layers of which no tensor is stored."""
+def _check_depth(
+    path: Path, config: Any, plans: Sequence[Plan], table: Mapping[str, TensorEntry]
+) -> None:
+    """Refuse, before they are built, layers of which no tensor is stored and none was removed."""
     asked = getattr(config, "num_hidden_layers", None)
     stored = {match[1] for name in table if (match := _LAYER.search(name))}
-    if stored and isinstance(asked, int) and asked > len(stored):
+    cut = {str(e.layer) for plan in plans for e in plan.edits if isinstance(e, RemoveEdit)}
+    if stored and isinstance(asked, int) and asked > len(stored | cut):
         raise InvalidInputError(
             f"{path} holds tensors of {len(stored)} layers, but config.json asks for {asked}",
             hint="The config and the weights do not belong together: restore both.",

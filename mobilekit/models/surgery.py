@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import nn
 
 from mobilekit.core.errors import UsageError
-from mobilekit.schema.plan import Edit, KeepEdit, Plan
+from mobilekit.schema.plan import Edit, KeepEdit, Plan, RemoveEdit
 
-from .families import Family, UnitGroup, family_of
+from .families import Family, SubBlock, UnitGroup, family_of
+from .surgery_checks import check_keep, check_overlaps, check_remove
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _Groups = dict[tuple[str, int], UnitGroup]
+_Blocks = dict[tuple[str, int], SubBlock]
 
 
 def check(model: nn.Module, edits: Sequence[Edit]) -> None:
@@ -29,22 +31,17 @@ def check(model: nn.Module, edits: Sequence[Edit]) -> None:
 
     Raises:
         UsageError: If an edit names a layer or unit that is not there, keeps fewer units than
-            the layer needs, or cannot be done to this family.
+            the layer needs, contradicts another, or cannot be done to this family.
         UnsupportedModelError: If the family has no such units at all.
     """
-    groups = _groups(model, edits)
-    seen: set[tuple[str, int]] = set()
+    _check_available(family_of(model), edits)
+    groups, blocks = _groups(model, edits), _blocks(model, edits)
     for edit in edits:
-        if not isinstance(edit, KeepEdit):
-            raise _unavailable(family_of(model), edit)
-        key = (edit.unit, edit.layer)
-        if key in seen:
-            raise UsageError(
-                f"two edits keep {edit.unit}s of layer {edit.layer}",
-                hint="Leave one edit a layer and unit in a plan.",
-            )
-        seen.add(key)
-        _check_keep(edit, groups)
+        if isinstance(edit, KeepEdit):
+            check_keep(edit, groups)
+        elif isinstance(edit, RemoveEdit):
+            check_remove(edit, edits, blocks)
+    check_overlaps(edits, groups, blocks)
 
 
 def restructure_(model: nn.Module, edits: Sequence[Edit]) -> None:
@@ -58,6 +55,7 @@ def restructure_(model: nn.Module, edits: Sequence[Edit]) -> None:
     """
     check(model, edits)
     groups = _groups(model, edits)
+    _remove_(model, _blocks(model, edits), edits)
     kept = [edit for edit in edits if isinstance(edit, KeepEdit)]
     for edit in kept:
         _keep_(model, groups[edit.unit, edit.layer], edit.indices)
@@ -68,17 +66,21 @@ def restructure_(model: nn.Module, edits: Sequence[Edit]) -> None:
 def copy_for(model: nn.Module, edits: Sequence[Edit]) -> nn.Module:
     """Return an independent copy of ``model`` on which ``edits`` can be carried out.
 
-    Tensors that an edit will replace are not copied but shared until then, so that the peak is
-    the model and the result, not twice the model.
+    Tensors that an edit will replace or remove are not copied but shared until then, so that the
+    peak is the model and the result, not twice the model.
     """
-    groups = _groups(model, edits)
-    shared: dict[int, object] = {}
+    groups, blocks = _groups(model, edits), _blocks(model, edits)
+    shared: list[Tensor] = []
     for edit in edits:
-        group = groups.get((edit.unit, edit.layer)) if isinstance(edit, KeepEdit) else None
-        if group is not None and isinstance(edit, KeepEdit) and len(edit.indices) < group.count:
-            tensors = [_tensor(model, piece.module, piece.name) for piece in group.slices]
-            shared.update({id(tensor): tensor for tensor in tensors})
-    return copy.deepcopy(model, memo=dict(shared))
+        if isinstance(edit, KeepEdit):
+            group = groups.get((edit.unit, edit.layer))
+            if group is not None and len(edit.indices) < group.count:
+                shared += [_tensor(model, piece.module, piece.name) for piece in group.slices]
+        elif isinstance(edit, RemoveEdit) and (edit.unit, edit.layer) in blocks:
+            block = blocks[edit.unit, edit.layer]
+            for path in (block.path, *block.around):
+                shared += model.get_submodule(path).parameters()
+    return copy.deepcopy(model, memo={id(tensor): tensor for tensor in shared})
 
 
 def meta_copy(model: nn.Module) -> nn.Module:
@@ -94,32 +96,37 @@ def meta_copy(model: nn.Module) -> nn.Module:
 def replay_(model: nn.Module, plans: Sequence[Plan]) -> None:
     """Carry out, on a model just built from its config, what the config cannot say.
 
-    A config holds one count for all layers. So the edits up to the last plan that left all layers
-    alike are in the config already; those after it are carried out here.
+    A config holds one count for all layers, that of some moment in the model's history. Counts
+    only fall: an edit that keeps fewer units than the config says came later and is carried out
+    here; any other came before, or changed nothing. What was cut of a sub-block that was removed
+    later does not matter.
     """
-    for edits in _pending(model, plans):
-        groups = _groups(model, edits)
-        for edit in edits:
-            _check_keep(edit, groups)
-            _keep_(model, groups[edit.unit, edit.layer], edit.indices)
-
-
-def _pending(model: nn.Module, plans: Sequence[Plan]) -> list[list[KeepEdit]]:
-    pending: list[list[KeepEdit]] = []
-    counts: dict[str, dict[int, int]] = {}  # unit -> layer -> count, as far as edits tell
     for plan in plans:
-        for edit in plan.edits:
-            if not isinstance(edit, KeepEdit):
-                raise _unavailable(family_of(model), edit)
-            counts.setdefault(edit.unit, {})[edit.layer] = len(edit.indices)
-        pending.append([edit for edit in plan.edits if isinstance(edit, KeepEdit)])
-        for kind, known in counts.items():
-            layers = {group.layer for group in family_of(model).units(model, kind)}
-            if kind not in family_of(model).set_count:
-                continue  # no config says how many
-            if layers == set(known) and len(set(known.values())) == 1:
-                pending = [[e for e in edits if e.unit != kind] for edits in pending]
-    return pending
+        _check_available(family_of(model), plan.edits)
+    edits = [edit for plan in plans for edit in plan.edits]
+    built, blocks = _groups(model, edits), _blocks(model, edits)
+    for edit in edits:
+        if isinstance(edit, RemoveEdit):
+            check_remove(edit, edits, blocks)
+    gone = [blocks[edit.unit, edit.layer] for edit in edits if isinstance(edit, RemoveEdit)]
+    for plan in plans:
+        pending = [edit for edit in plan.edits if _is_pending(edit, built, gone)]
+        groups = _groups(model, pending)
+        for edit in pending:
+            check_keep(edit, groups)
+            _keep_(model, groups[edit.unit, edit.layer], edit.indices)
+    _remove_(model, blocks, edits)
+
+
+def _is_pending(edit: Edit, built: _Groups, gone: Sequence[SubBlock]) -> TypeGuard[KeepEdit]:
+    """Tell whether an edit cuts a model just built from its config."""
+    if not isinstance(edit, KeepEdit):
+        return False
+    group = built.get((edit.unit, edit.layer))
+    if group is None:
+        return True  # for the check to refuse
+    is_gone = any(block.layer == group.layer and block.holds(group) for block in gone)
+    return len(edit.indices) < group.count and not is_gone
 
 
 def _groups(model: nn.Module, edits: Iterable[Edit]) -> _Groups:
@@ -128,53 +135,24 @@ def _groups(model: nn.Module, edits: Iterable[Edit]) -> _Groups:
     return {(kind, g.layer): g for kind in kinds for g in family.units(model, kind)}
 
 
-def _check_keep(edit: KeepEdit, groups: _Groups) -> None:
-    group = groups.get((edit.unit, edit.layer))
-    if group is None:
-        layers = sorted(layer for _, layer in groups)
-        raise UsageError(
-            f"the plan keeps {edit.unit}s of layer {edit.layer}, which has none",
-            hint=f"Layers with {edit.unit}s: {', '.join(map(str, layers))}.",
-        )
-    if edit.indices[-1] >= group.count:
-        raise UsageError(
-            f"the plan keeps {edit.unit} {edit.indices[-1]} of layer {edit.layer}, "
-            f"which has {group.count}",
-            hint="The plan was made for another model, or was applied already: plan anew.",
-        )
-    if len(edit.indices) < group.minimum:
-        reason = "(an expert layer needs its router's top-k)"
-        if group.partitions > 1:
-            reason = f"of the {group.partitions} groups that its router chooses among"
-        raise UsageError(
-            f"the plan keeps {len(edit.indices)} {edit.unit}s of layer {edit.layer}, "
-            f"which needs {group.minimum}",
-            hint=f"Keep at least {group.minimum} {reason}.",
-        )
-    _check_partitions(edit, group)
+def _blocks(model: nn.Module, edits: Iterable[Edit]) -> _Blocks:
+    family = family_of(model)
+    kinds = sorted({edit.unit for edit in edits if isinstance(edit, RemoveEdit)})
+    found = [b for kind in kinds if kind in family.blocks_of for b in family.blocks_of[kind](model)]
+    return {(block.kind, block.layer): block for block in found}
 
 
-def _check_partitions(edit: KeepEdit, group: UnitGroup) -> None:
-    """Refuse to leave unequal parts: which part a unit is in goes by its position alone."""
-    size = group.count // group.partitions
-    kept = [0] * group.partitions
-    for index in edit.indices:
-        kept[index // size] += 1
-    if len(set(kept)) > 1:
+def _check_available(family: Family, edits: Iterable[Edit]) -> None:
+    for edit in edits:
+        can_go = isinstance(edit, RemoveEdit) and edit.unit in family.blocks_of
+        if isinstance(edit, KeepEdit) or can_go:
+            continue
+        what = f"'{edit.op}' of {getattr(edit, 'unit', None) or getattr(edit, 'path', '')}"
+        removable = f", and 'remove' of {' or '.join(family.blocks_of)}" if family.blocks_of else ""
         raise UsageError(
-            f"the plan keeps {', '.join(map(str, kept))} {edit.unit}s of the {group.partitions} "
-            f"groups of layer {edit.layer}, so that some would move to another group",
-            hint=f"Keep the same number of each group: they are {size} {edit.unit}s each, "
-            "side by side.",
+            f"the plan has an edit {what}, which is not available for family {family.name}",
+            hint=f"Available are 'keep'{removable}.",
         )
-
-
-def _unavailable(family: Family, edit: Edit) -> UsageError:
-    what = f"'{edit.op}' of {getattr(edit, 'unit', None) or getattr(edit, 'path', '')}"
-    return UsageError(
-        f"the plan has an edit {what}, which is not available for family {family.name}",
-        hint="This version carries out 'keep' edits only.",
-    )
 
 
 def _tensor(model: nn.Module, module: str, name: str) -> Tensor:
@@ -183,34 +161,47 @@ def _tensor(model: nn.Module, module: str, name: str) -> Tensor:
     return tensor
 
 
+def _remove_(model: nn.Module, blocks: _Blocks, edits: Iterable[Edit]) -> None:
+    for edit in edits:
+        if isinstance(edit, RemoveEdit):
+            block = blocks[edit.unit, edit.layer]
+            model.set_submodule(block.path, block.stand_in())
+            for path in block.around:
+                model.set_submodule(path, nn.Identity())
+
+
 def _keep_(model: nn.Module, group: UnitGroup, indices: Sequence[int]) -> None:
     if len(indices) == group.count:
         return
     for (module, name, dim), kept in _kept_indices(model, group, indices).items():
         old = _tensor(model, module, name)
-        index = torch.tensor(kept, device=old.device)
-        cut: Tensor = old.detach().index_select(dim, index)  # always new memory
+        cut: Tensor = old.detach().index_select(dim, kept.to(old.device))  # always new memory
         if isinstance(old, nn.Parameter):
             cut = nn.Parameter(cut, requires_grad=old.requires_grad)
         setattr(model.get_submodule(module), name, cut)
     for counter in group.counters:
         size = counter.fixed + counter.per_unit * len(indices)
         setattr(model.get_submodule(counter.module), counter.attribute, size)
+    if group.settle is not None:
+        group.settle(model, indices)
 
 
 def _kept_indices(
     model: nn.Module, group: UnitGroup, indices: Sequence[int]
-) -> dict[tuple[str, str, int], list[int]]:
+) -> dict[tuple[str, str, int], Tensor]:
     """Return what is left of each (module, tensor, dimension), all its slices taken together."""
-    gone: dict[tuple[str, str, int], set[int]] = {}
-    removed = sorted(set(range(group.count)) - set(indices))
+    # a device is named throughout: a model may be under construction on another one
+    stays = torch.zeros(group.count, dtype=torch.bool, device="cpu")
+    stays[torch.tensor(indices, device="cpu")] = True
+    masks: dict[tuple[str, str, int], Tensor] = {}
     for piece in group.slices:
-        mine = gone.setdefault((piece.module, piece.name, piece.dim), set())
-        for unit in removed:
-            start = piece.offset + unit * piece.width
-            mine.update(range(start, start + piece.width))
-    sizes = {key: _tensor(model, key[0], key[1]).shape[key[2]] for key in gone}
-    return {key: [i for i in range(sizes[key]) if i not in gone[key]] for key in gone}
+        key = (piece.module, piece.name, piece.dim)
+        size = _tensor(model, piece.module, piece.name).shape[piece.dim]
+        mask = masks.setdefault(key, torch.ones(size, dtype=torch.bool, device="cpu"))
+        mask[piece.offset : piece.offset + group.count * piece.width] = stays.repeat_interleave(
+            piece.width
+        )
+    return {key: mask.nonzero().flatten() for key, mask in masks.items()}
 
 
 def _set_uniform_count_(model: nn.Module, kind: str) -> None:

@@ -41,7 +41,7 @@ class OnnxBackend:
         from . import write
         from .capture import OPSET, capture
         from .fuse import fuse
-        from .genai import CONFIG_FILE, genai_config
+        from .genai import CONFIG_FILE, genai_config, obstacle
         from .halve import halve
 
         captured = capture(model, family, spec)
@@ -53,9 +53,11 @@ class OnnxBackend:
             settings["computes_in"] = "float32"
         files: tuple[str, ...] = tuple(write.save(write.finish(captured), out))
         program = captured.program
-        if not program.is_recurrent:  # onnxruntime-genai runs key-value caches only
+        if (reason := obstacle(program)) is None:
             files = (*files, CONFIG_FILE)
-            atomic_write_json(out / CONFIG_FILE, genai_config(model.config, spec))
+            atomic_write_json(out / CONFIG_FILE, genai_config(model.config, spec, program))
+        else:
+            settings["not_for_onnxruntime_genai"] = reason
         path = out / files[0]
         settings["operators"] = write.operator_counts(path)
         return Lowered(

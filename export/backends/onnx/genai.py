@@ -2,29 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..base import ExportSpec
 from .write import MODEL_FILE
+
+if TYPE_CHECKING:
+    from mobilekit.models.families import Program
 
 CONFIG_FILE = "genai_config.json"
 # model types that the runner has a decoder of its own name for; "decoder" is its generic one
 _KNOWN_TYPES = ("qwen3",)
 
 
-def genai_config(config: Any, spec: ExportSpec) -> dict[str, Any]:
+def obstacle(program: Program) -> str | None:
+    """Return what keeps the stock runner from running a program; ``None`` where nothing does."""
+    if program.is_recurrent:
+        return "it runs key-value caches only"
+    if len(set(_caches(program))) > 1:
+        return "it knows one number of key-value heads for all layers"
+    return None
+
+
+def _caches(program: Program) -> list[tuple[int | str, int | str]]:
+    """Return (key-value heads, head size) of each cache of keys."""
+    keys = [s for s in program.inputs if s.name.startswith("past_") and s.name.endswith(".key")]
+    return [(spec.shape[1], spec.shape[3]) for spec in keys]
+
+
+def genai_config(config: Any, spec: ExportSpec, program: Program) -> dict[str, Any]:
     """Return the runner's configuration.
+
+    The runner makes a cache for each layer that it is told of, so layers count that have one.
 
     Args:
         config: The ``transformers`` config of the model.
         spec: Context length and special tokens.
+        program: The program, without an ``obstacle``.
     """
+    caches = _caches(program)
+    kv_heads, head_size = caches[0]
     model_type = config.model_type if config.model_type in _KNOWN_TYPES else "decoder"
-    head_dim = getattr(config, "head_dim", None)
     decoder = {
         "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
         "filename": MODEL_FILE,
-        "head_size": head_dim or config.hidden_size // config.num_attention_heads,
+        "head_size": head_size,
         "hidden_size": config.hidden_size,
         "inputs": {
             "input_ids": "input_ids",
@@ -39,8 +61,8 @@ def genai_config(config: Any, spec: ExportSpec) -> dict[str, Any]:
             "present_value_names": "present.%d.value",
         },
         "num_attention_heads": config.num_attention_heads,
-        "num_hidden_layers": config.num_hidden_layers,
-        "num_key_value_heads": config.num_key_value_heads,
+        "num_hidden_layers": len(caches),
+        "num_key_value_heads": kv_heads,
     }
     return {
         "model": {

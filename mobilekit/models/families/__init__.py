@@ -8,7 +8,7 @@ from mobilekit.core.errors import UnsupportedModelError
 from mobilekit.core.registry import Registry
 from mobilekit.core.suggest import closest
 
-from .base import Counter, Family, Phase, Program, Slice, StateForm, UnitGroup
+from .base import Counter, Family, Phase, Program, Slice, StateForm, SubBlock, UnitGroup
 
 if TYPE_CHECKING:
     from torch import nn
@@ -73,6 +73,7 @@ __all__ = [
     "Program",
     "Slice",
     "StateForm",
+    "SubBlock",
     "UnitGroup",
     "all_families",
     "family_for_class",

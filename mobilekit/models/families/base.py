@@ -6,10 +6,10 @@ A family is one file. It says which classes it covers, where their units (expert
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from mobilekit.core.errors import UnsupportedModelError
 from mobilekit.schema.manifest import INTERFACES, Interface, Task, TensorSpec
@@ -17,7 +17,7 @@ from mobilekit.schema.manifest import INTERFACES, Interface, Task, TensorSpec
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-UnitKind = Literal["expert", "head", "channel", "block", "ssm", "image_token"]
+UnitKind = Literal["expert", "head", "kv_head", "channel", "block", "ssm", "image_token"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,11 @@ class UnitGroup:
         slices: Every tensor to cut when a unit goes.
         counters: Attributes that follow the count.
         active: How many one token uses (an MoE's top-k); ``None`` for all of them.
+        shares: Into how many equal runs, side by side, the units fall that share something (query
+            heads: a key-value head each); 1 where each unit is for itself, 0 where the runs are
+            not equal any more.
+        settle: Called with the model and the units kept once tensors and counters are cut, for
+            what no counter can say.
     """
 
     kind: UnitKind
@@ -82,6 +87,8 @@ class UnitGroup:
     counters: tuple[Counter, ...] = ()
     partitions: int = 1
     active: int | None = None
+    shares: int = 1
+    settle: Callable[[nn.Module, Sequence[int]], None] | None = field(default=None, compare=False)
 
     def own_size(self, model: nn.Module) -> int:
         """Return the parameters of one unit: its weights and biases, not what addresses it."""
@@ -103,6 +110,29 @@ class UnitGroup:
                 own = own.movedim(piece.dim, 0)
                 found.append(own if piece.width == 1 else own.unflatten(0, (self.count, -1)))
         return found
+
+
+@dataclass(frozen=True)
+class SubBlock:
+    """A part of a layer that adds to the residual stream, and that can go as a whole.
+
+    Attributes:
+        kind: "attention" or "mlp".
+        layer: Index of the layer.
+        path: Path of the module.
+        around: Paths of the modules that belong to it alone: its norms, its dropout.
+        stand_in: Makes the module that takes its place.
+    """
+
+    kind: str
+    layer: int
+    path: str
+    around: tuple[str, ...]
+    stand_in: Callable[[], nn.Module] = field(compare=False)
+
+    def holds(self, group: UnitGroup) -> bool:
+        """Tell whether the units of a group are in it."""
+        return any(f"{piece.module}.".startswith(f"{self.path}.") for piece in group.slices)
 
 
 class StateForm(Enum):
@@ -165,6 +195,7 @@ class Family:
         task: What the model does, which fixes its bundle interface.
         units_of: For each kind of unit, the function that lists its groups, layer by layer.
         set_count: For each kind, the function that writes the new uniform count into the config.
+        blocks_of: For each kind of sub-block, the function that lists those that can be removed.
         program: Builds the module to capture for a phase; ``None`` where there is an obstacle.
         is_recurrent: Whether the state is a running one: programs then take one token a call, and
             cannot go back to an earlier position but the first.
@@ -180,11 +211,12 @@ class Family:
     program: Callable[[nn.Module, Phase], Program] | None
     units_of: Mapping[str, Callable[[nn.Module], list[UnitGroup]]] = field(default_factory=dict)
     set_count: Mapping[str, Callable[[Any, int], None]] = field(default_factory=dict)
+    blocks_of: Mapping[str, Callable[[nn.Module], list[SubBlock]]] = field(default_factory=dict)
     is_recurrent: bool = False
     obstacle: str | None = None
     unused: Callable[[Any], str] | None = None
 
-    KINDS: ClassVar[tuple[str, ...]] = ("expert", "head", "channel", "block", "ssm", "image_token")
+    KINDS: ClassVar[tuple[str, ...]] = get_args(UnitKind)
 
     @property
     def interface(self) -> Interface:

@@ -7,8 +7,10 @@ from typing import Any
 from mobilekit.models.modules.routing import CorrectedSoftmaxRouting, Routing
 
 from .base import Family
+from .dense_config import HEADS, SET_HEADS
 from .experts import ExpertLayout
 from .sparse_program import sparse_program
+from .sub_blocks import ATTENTION_BLOCKS
 
 
 def _is_sparse(config: Any, layer: int) -> bool:
@@ -36,7 +38,8 @@ ERNIE4_5_MOE = Family(
     classes=("Ernie4_5_MoeForCausalLM",),
     task="causal-lm",
     program=sparse_program(_routing),
-    units_of={"expert": _LAYOUT.units},
-    set_count={"expert": _LAYOUT.set_count},
+    units_of={"expert": _LAYOUT.units, **HEADS},
+    set_count={"expert": _LAYOUT.set_count, **SET_HEADS},
+    blocks_of=ATTENTION_BLOCKS,
     unused=_prediction_heads,
 )

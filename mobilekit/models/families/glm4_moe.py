@@ -7,8 +7,10 @@ from typing import Any
 from mobilekit.models.modules.routing import Routing, SigmoidRouting
 
 from .base import Family
+from .dense_config import HEADS, SET_HEADS
 from .experts import ExpertLayout, after_dense_layers, grouped_by_best_two, later_layers
 from .sparse_program import sparse_program
+from .sub_blocks import ATTENTION_BLOCKS
 
 
 def _routing(router: Any) -> Routing:
@@ -32,7 +34,8 @@ GLM4_MOE = Family(
     classes=("Glm4MoeForCausalLM",),
     task="causal-lm",
     program=sparse_program(_routing),
-    units_of={"expert": _LAYOUT.units},
-    set_count={"expert": _LAYOUT.set_count},
+    units_of={"expert": _LAYOUT.units, **HEADS},
+    set_count={"expert": _LAYOUT.set_count, **SET_HEADS},
+    blocks_of=ATTENTION_BLOCKS,
     unused=later_layers,
 )

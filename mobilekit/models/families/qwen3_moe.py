@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from .base import Family
+from .dense_config import HEADS, SET_HEADS
 from .experts import ExpertLayout
 from .sparse_program import softmax_routing, sparse_program
+from .sub_blocks import ATTENTION_BLOCKS
 
 
 def every_sparse_step(config: Any, layer: int) -> bool:
@@ -22,6 +24,7 @@ QWEN3_MOE = Family(
     classes=("Qwen3MoeForCausalLM",),
     task="causal-lm",
     program=sparse_program(softmax_routing),
-    units_of={"expert": _LAYOUT.units},
-    set_count={"expert": _LAYOUT.set_count},
+    units_of={"expert": _LAYOUT.units, **HEADS},
+    set_count={"expert": _LAYOUT.set_count, **SET_HEADS},
+    blocks_of=ATTENTION_BLOCKS,
 )

@@ -58,7 +58,7 @@ def _prepare_(body: Any, context_length: int) -> None:
 
 
 def _layers(program: DecoderProgram) -> tuple[str, ...]:
-    return tuple(f"model.model.layers.{i}" for i in range(program.num_layers))
+    return tuple(f"model.model.layers.{i}" for i in program.layer_indices)
 
 
 def _dtype(program: DecoderProgram) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .attention import MASKED, attention_windows, key_value_heads
 from .cache import DelegatedCache, Update, cache_argument
+from .removed import has_attention, is_empty
 
 Visible = Callable[[int | None], Tensor]  # window (None: full attention) -> mask (1, 1, S, T)
 
@@ -25,9 +26,10 @@ class DecoderProgram(nn.Module):
 
     A layer with a sliding window has a cache of the whole context like any other: its mask hides
     what lies before the window. That costs memory, and lets every form go back to any position.
+    A layer without attention has no cache: the others' are numbered one after the other.
 
     Args:
-        model: A ``transformers`` decoder LM in eval mode.
+        model: A ``transformers`` decoder LM in eval mode, private to the program.
         context_length: Positions that the cache holds, T.
     """
 
@@ -38,10 +40,13 @@ class DecoderProgram(nn.Module):
         self.context_length = context_length
         self.vocab_size: int = config.vocab_size
         layers: Any = model.get_submodule("model.layers")
-        self.num_layers = len(layers)
-        self.cache_shapes = tuple(  # (B, H, T, Dh), layer by layer
-            (1, key_value_heads(layer.self_attn), context_length, int(layer.self_attn.head_dim))
-            for layer in layers
+        self.layer_indices = tuple(i for i, layer in enumerate(layers) if not is_empty(layer))
+        attentions = [layer.self_attn for layer in layers if has_attention(layer)]
+        for slot, attention in enumerate(attentions):
+            attention.layer_idx = slot  # under which it asks for its cache
+        self.cache_shapes = tuple(  # (B, H, T, Dh), attention by attention
+            (1, key_value_heads(attention), context_length, int(attention.head_dim))
+            for attention in attentions
         )
         self.windows = attention_windows(model)
 
