@@ -19,6 +19,7 @@ COMMANDS = (
     "run",
     "plan",
     "compress",
+    "tokens",
     "recover",
     "export",
     "verify",
@@ -119,7 +120,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if "--debug" in given:
             raise
         where = f" ({error.filename})" if error.filename else ""
-        console.error(f"{error.strerror or error}{where}", "Check the path, space and permissions.")
+        console.error(
+            f"{error.strerror or error}{where}",
+            "Check the path, space and permissions.",
+            on_every_rank=True,
+        )
         sys.exit(2)
     except Exception as error:
         if "--debug" in given:
@@ -128,5 +133,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         console.error(
             f"internal error: {type(error).__name__}: {what}".removesuffix(": "),
             "This is a fault in MobileKit: run it again with --debug and report what it shows.",
+            on_every_rank=True,
         )
         sys.exit(1)

@@ -1,4 +1,7 @@
-"""The only place that prints: progress and messages to stderr, results to stdout."""
+"""The only place that prints: progress and messages to stderr, results to stdout.
+
+Of the processes that ``torchrun`` started, the first one speaks for all.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +37,14 @@ def configure(*, quiet: bool = False, verbose: bool = False) -> None:
     _settings.quiet, _settings.verbose = quiet, verbose
 
 
+def speaks() -> bool:
+    """Tell whether this process prints: alone, or as the first of those that work together."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
+
+
 def status(text: str) -> None:
     """Print one line of progress to stderr, unless ``--quiet``."""
-    if not _settings.quiet:
+    if not _settings.quiet and speaks():
         print(text, file=sys.stderr, flush=True)
 
 
@@ -48,22 +56,32 @@ def detail(text: str) -> None:
 
 def warn(text: str) -> None:
     """Print one warning line to stderr; warnings are shown even with ``--quiet``."""
-    print(f"warning: {text}", file=sys.stderr, flush=True)
+    if speaks():
+        print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
-def error(message: str, hint: str) -> None:
-    """Print an error as two lines to stderr: what is wrong, what to do."""
-    print(f"error: {message}\n{hint}", file=sys.stderr, flush=True)
+def error(message: str, hint: str, *, on_every_rank: bool = False) -> None:
+    """Print an error as two lines to stderr: what is wrong, what to do.
+
+    Args:
+        message: What is wrong.
+        hint: What to do about it.
+        on_every_rank: Whether it may be true of this process alone. What is wrong with the
+            input, all processes find, and one says it; with ``--verbose`` all of them do.
+    """
+    if speaks() or on_every_rank or _settings.verbose:
+        print(f"error: {message}\n{hint}", file=sys.stderr, flush=True)
 
 
 def emit(text: str) -> None:
     """Print a result to stdout."""
-    print(text, flush=True)
+    if speaks():
+        print(text, flush=True)
 
 
 def emit_json(value: Any) -> None:
     """Print exactly one JSON document to stdout."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False), flush=True)
+    emit(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -138,7 +156,7 @@ def progress(total: float | None, description: str, *, announce: bool = False) -
         announce: Whether it gets a line at its start where there is no terminal: for a phase that
             may take a minute before it has something to tell.
     """
-    if _settings.quiet:
+    if _settings.quiet or not speaks():
         yield _SilentBar()
     elif is_interactive():
         with _rich_bar(total, description) as bar:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
+import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import FrameType
 
 NOTHING_WRITTEN = "Nothing was written; run it again."
@@ -29,6 +31,48 @@ def _stop(number: int, frame: FrameType | None) -> None:
     _received.append(number)
     if not is_cleaning_up:
         raise KeyboardInterrupt
+
+
+@dataclass
+class Postponed:
+    """Which signal asked to stop, if one did."""
+
+    number: int | None = None
+
+
+@contextlib.contextmanager
+def postponed(*, patient: bool = False) -> Iterator[Postponed]:
+    """Hold both signals back until the block ends; it looks now and then whether one came.
+
+    A block that ends with an exception of its own keeps the signal to itself.
+
+    Args:
+        patient: Whether a second signal is held back too, and not delivered at once: where a
+            parent repeats to its children what the terminal told them already.
+    """
+    held = Postponed()
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {n: h for n, h in handlers.items() if h not in (signal.SIG_IGN, None)}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if held.number is None or patient:
+            held.number = held.number or number
+            return
+        signal.signal(number, handlers[signal.Signals(number)])
+        signal.raise_signal(number)
+
+    if threading.current_thread() is not threading.main_thread():  # which alone hears signals
+        yield held
+        return
+    for number in handlers:
+        signal.signal(number, note)
+    try:
+        yield held
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if held.number is not None:
+        signal.raise_signal(held.number)
 
 
 def exit_code(error: BaseException) -> int | None:

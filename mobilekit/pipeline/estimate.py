@@ -26,6 +26,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mobilekit.core.needs import Need
+from mobilekit.data.tokens import is_token_file
 from mobilekit.export.estimate import MB, PARENT_BASE, ModelFacts, artifact_bytes
 from mobilekit.export.preflight import ExportPlan
 from mobilekit.recipe import Recipe
@@ -110,13 +111,23 @@ def _evaluating(facts: ModelFacts, recipe: Recipe) -> int:
 
 def _training(config: RecoverConfig, facts: ModelFacts) -> int:
     """Return the bytes that recovery training adds: states, activations, logits, teacher, text."""
-    tokens = config.batch_size * config.sequence_length
+    tokens = config.batch_size // config.gradient_accumulation * config.sequence_length
     is_taught = "distill" in config.objective
     layers = _ACTIVATIONS * facts.num_layers * facts.hidden_size
     logits = (_LOGITS + _DISTILL_LOGITS * is_taught) * facts.vocab_size
     teacher = facts.float32_bytes * is_taught
+    original = facts.weight_bytes * config.keep_better
     forward = 4 * tokens * (layers * (1 + is_taught) + logits)
-    return round(_TEXT + _TRAIN_BYTES * facts.parameters + forward + teacher)
+    states = _TRAIN_BYTES * facts.parameters + original
+    return round(_training_text(config) + states + forward + teacher)
+
+
+def _training_text(config: RecoverConfig) -> int:
+    """Return the bytes that the training text takes: a token file is read where it lies."""
+    if not config.files():
+        return _TEXT
+    texts = [path for path in config.files() if not is_token_file(path)]
+    return sum(_TEXT_COPIES * Path(path).stat().st_size for path in texts)
 
 
 def _running(facts: ModelFacts, recipe: Recipe) -> int:

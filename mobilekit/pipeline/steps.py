@@ -131,6 +131,10 @@ def preflight(recipe: Recipe) -> Path:
         console.warn(f"{source} has no tokenizer; it can be compressed, but not exported")
     for config in recipe.method_configs():
         methods.check_inputs(config, source)
+    if recipe.recover is not None and recipe.recover.files():
+        from .recovery import check_data
+
+        check_data(recipe.recover, source)
     if recipe.evaluate:
         from . import measuring
 
@@ -209,35 +213,10 @@ def _replace(out: Path, write: Callable[[], object]) -> None:
 
 def recover(context: Context) -> None:
     """Train the compressed checkpoint, the source as its teacher."""
-    config = context.recipe.recover
-    if config is None:
-        return
-    config = seeded(config, context.recipe.seed)
-    inputs = {
-        "student": hash_of(context.compressed),
-        "teacher": hash_of(context.source),
-        "config": config.model_dump(mode="json"),
-        "device": context.recipe.model.device,
-    }
+    if context.recipe.recover is not None:
+        from .recovery import recover_step
 
-    def work() -> str:
-        from .recovery import recover_checkpoint, write_record
-
-        out, state = context.root / "checkpoint", context.root / ".state" / "recover.safetensors"
-        shutil.rmtree(out, ignore_errors=True)
-        result = recover_checkpoint(
-            context.compressed,
-            context.source,
-            config,
-            out,
-            device=context.recipe.model.device,
-            state_path=state,
-        )
-        write_record(result, context.root / "results" / "recovery.json")
-        before, after = result.heldout_loss_before, result.heldout_loss_after
-        return f"{result.tokens} tokens, held-out loss {before:.3f} → {after:.3f} nats a token"
-
-    context.do("recover", "recover", inputs, ["checkpoint", "results/recovery.json"], work)
+        recover_step(context, seeded(context.recipe.recover, context.recipe.seed))
 
 
 # what the manifest says of the recipe; the rest of it measures

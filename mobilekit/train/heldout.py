@@ -13,7 +13,7 @@ from mobilekit.core import console
 from mobilekit.data.text import token_windows
 
 from .forward import forward_with_routing
-from .objectives import expert_load
+from .objectives import counted_predictions, expert_load
 
 __all__ = ["HeldoutResult", "heldout_loss", "measure_heldout"]
 
@@ -58,15 +58,30 @@ def measure_heldout(
 
 
 def heldout_loss(
-    model: nn.Module, windows: Tensor, *, batch_size: int = 8, description: str = "held-out loss"
+    model: nn.Module,
+    windows: Tensor,
+    *,
+    padding_id: int | None = None,
+    batch_size: int = 8,
+    description: str = "held-out loss",
 ) -> float:
-    """Mean nats a token over windows of ids, shape (N, S); the description is for the progress."""
+    """Mean nats a token over windows of ids.
+
+    Args:
+        model: A causal language model of transformers, moved nowhere.
+        windows: Shape (N, S).
+        padding_id: Id of tokens that are neither predicted nor predicted from, if there are any.
+        batch_size: Windows at once.
+        description: For the progress.
+    """
     nats = 0.0
+    counted = counted_predictions(windows, padding_id)
+    total = windows.shape[0] * (windows.shape[1] - 1) if counted is None else int(counted.sum())
     with console.progress(len(windows), description, announce=True) as bar:
         for batch in torch.split(windows, batch_size):
-            nats += _forward(model, batch)[1]
+            nats += _forward(model, batch, padding_id)[1]
             bar.advance(len(batch))
-    return nats / (windows.shape[0] * (windows.shape[1] - 1))
+    return nats / max(1, total)
 
 
 def _batches(windows: list[list[int]], batch_size: int) -> list[Tensor]:
@@ -78,7 +93,9 @@ def _batches(windows: list[list[int]], batch_size: int) -> list[Tensor]:
 
 
 @torch.no_grad()
-def _forward(model: nn.Module, input_ids: Tensor) -> tuple[tuple[Tensor, ...], float]:
+def _forward(
+    model: nn.Module, input_ids: Tensor, padding_id: int | None = None
+) -> tuple[tuple[Tensor, ...], float]:
     was_training = model.training
     model.eval()
     input_ids = input_ids.to(next(model.parameters()).device)
@@ -87,6 +104,9 @@ def _forward(model: nn.Module, input_ids: Tensor) -> tuple[tuple[Tensor, ...], f
     # float64, because tens of thousands of terms are added up
     flat_logits = logits[:, :-1].double().flatten(0, 1)
     targets = input_ids[:, 1:].flatten()
+    counted = counted_predictions(input_ids, padding_id)
+    if counted is not None:
+        flat_logits, targets = flat_logits[counted.flatten()], targets[counted.flatten()]
     nats = float(functional.cross_entropy(flat_logits, targets, reduction="sum"))
     return router_logits, nats
 

@@ -7,63 +7,30 @@ The student learns from text (``next_token``), from the dense model (``distill``
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, model_validator
+from mobilekit.core import console
+from mobilekit.core.errors import UsageError
 
-from mobilekit.core.errors import InvalidInputError, UsageError
-from mobilekit.core.strict import StrictModel
+from .config import RecoverConfig
+from .ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
+    from torch import nn
 
+    from .corpus import Corpus
     from .loop import LoopResult
+    from .trainee import Trainee
 
-__all__ = ["RecoverConfig", "RecoverResult", "recover"]
+__all__ = ["RecoverConfig", "RecoverResult", "check_ranks", "recover"]
 
-_HELDOUT_WINDOWS = 64  # enough to rank two models, and quick on a CPU
-_USER_HELDOUT_SHARE = 0.1
-
-
-class RecoverConfig(StrictModel):
-    """Settings of recovery training."""
-
-    objective: tuple[Literal["next_token", "distill"], ...] = Field(
-        ("next_token", "distill"),
-        min_length=1,
-        description="What the student learns from: the text, the dense model, or both.",
-    )
-    tokens: int = Field(2_000_000, ge=1, description="Training tokens, rounded up to a batch.")
-    optimizer: Literal["adamw"] = Field("adamw", description="The optimizer.")
-    learning_rate: float = Field(5e-4, gt=0.0, description="Peak learning rate.")
-    batch_size: int = Field(8, ge=1, description="Sequences in a batch.")
-    sequence_length: int = Field(256, ge=2, description="Tokens in a sequence.")
-    temperature: float = Field(1.0, gt=0.0, description="Softens both models in distillation.")
-    distill_weight: float = Field(
-        0.5, ge=0.0, le=1.0, description="Share of distillation where both objectives are used."
-    )
-    balance_weight: float = Field(
-        0.01, ge=0.0, description="Weight of the loss that keeps a router's experts in use."
-    )
-    seed: int = Field(0, ge=0, description="Seed of the batches.")
-
-    @model_validator(mode="after")
-    def _objectives_differ(self) -> Self:
-        if len(set(self.objective)) != len(self.objective):
-            raise ValueError("each objective once")
-        return self
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps that ``tokens`` come to."""
-        return math.ceil(self.tokens / (self.batch_size * self.sequence_length))
+_CHECKPOINT_SECONDS = 180.0
+_FINAL_LEARNING_RATE = 0.05  # as a share of the peak
+# what does not decide what is learnt: another value goes on from the same state
+_FREE_SETTINGS = {"data", "heldout", "checkpoint_every", "keep_better"}
 
 
 @dataclass(frozen=True)
@@ -74,7 +41,8 @@ class RecoverResult:
     tokens: int
     seconds: float
     heldout_loss_before: float  # nats a token
-    heldout_loss_after: float
+    heldout_loss_after: float  # of the trained weights, also where they were not kept
+    kept: Literal["trained", "original"] = "trained"
 
     def summary(self) -> dict[str, Any]:
         """The result as plain JSON values."""
@@ -84,6 +52,7 @@ class RecoverResult:
             "seconds": round(self.seconds, 3),
             "heldout_loss_before": self.heldout_loss_before,
             "heldout_loss_after": self.heldout_loss_after,
+            "kept": self.kept,
             "losses": list(self.losses),
         }
 
@@ -94,10 +63,12 @@ def recover(
     *,
     tokenizer: Any,
     teacher: nn.Module | None = None,
+    corpus: Corpus | None = None,
     data: str | None = None,
     heldout: str | None = None,
     progress: str = "recovery training",
     state_path: Path | None = None,
+    ranks: Ranks = ALONE,
 ) -> RecoverResult:
     """Train ``model`` in place; the same seed, model and data give the same weights.
 
@@ -106,110 +77,143 @@ def recover(
             float32 and rounded back at the end.
         config: The settings.
         tokenizer: The model's tokenizer.
-        teacher: The dense model, needed for ``distill``; it is not changed.
-        data: Training text; without it, English text that ships with CPython.
-        heldout: Text for the loss before and after; without it, the frozen held-out text, or
-            the last tenth of ``data`` where that is given.
+        teacher: The dense model, needed for ``distill``; it is not changed, but on several ranks
+            each is left a part of it.
+        corpus: What is read, opened before the models were loaded; opened here where ``None``.
+        data: Training text in place of what ``config.data`` names.
+        heldout: Text for the loss before and after, in place of what ``config.heldout`` names.
         progress: What the progress bar is called.
         state_path: Where the state is kept for resuming an interrupted run; the state of a run
             with another model, teacher, text or setting is not used.
+        ranks: The processes that train together; each has the whole model before and after.
 
     Returns:
-        Loss curve, tokens, time, and the held-out loss before and after.
+        Loss curve, tokens, time, the held-out loss before and after, and which weights were kept.
 
     Raises:
-        UsageError: If ``distill`` lacks a teacher, or one with another vocabulary is given.
-        InvalidInputError: If a text is shorter than one sequence.
+        UsageError: If ``distill`` lacks a teacher, or one with another vocabulary is given, or
+            the ranks cannot share a batch.
+        InvalidInputError: If a text is shorter than one sequence, an id is beyond the vocabulary,
+            or the loss is not finite.
     """
-    from .heldout import heldout_loss
+    from .trainee import frozen, trainee
 
-    student_teacher = _check_teacher(model, config, teacher)
-    stream, windows = _texts(config, tokenizer, data, heldout)
-    with _in_float32(model), _in_float32(student_teacher), _frozen(student_teacher):
-        before = heldout_loss(model, windows, description="held-out loss before")
-        outcome = _train(model, config, student_teacher, stream, progress, state_path)
-    # of the weights as they will be saved, rounded back; the arithmetic is the same as before
-    with _in_float32(model):
-        after = heldout_loss(model, windows, description="held-out loss after")
+    teacher = _check_teacher(model, config, teacher)
+    check_ranks(config, ranks)
+    if corpus is None:
+        corpus = _open(model, config, tokenizer, data, heldout)
+    identity = "" if state_path is None else _identity(model, config, teacher, corpus, ranks)
+    keeps_better = config.keep_better
+    with (
+        frozen(teacher, ranks),
+        trainee(model, ranks, can_restore=keeps_better) as student,
+    ):
+        before = student.heldout_loss(corpus, "held-out loss before")
+        outcome = _train(student, config, teacher, corpus, progress, state_path, identity, ranks)
+        student.round_()
+        after = student.heldout_loss(corpus, "held-out loss after")
+        is_kept = after < before or not keeps_better
+        if is_kept:
+            student.accept()
+        else:
+            student.restore()
+            console.warn(_not_better(before, after))
     return RecoverResult(
         losses=tuple(outcome.losses),
         tokens=len(outcome.losses) * config.batch_size * config.sequence_length,
         seconds=outcome.seconds,
         heldout_loss_before=before,
         heldout_loss_after=after,
+        kept="trained" if is_kept else "original",
     )
 
 
+def check_ranks(config: RecoverConfig, ranks: Ranks) -> None:
+    """Check that the ranks can share a batch evenly.
+
+    Raises:
+        UsageError: If they cannot.
+    """
+    parts = config.gradient_accumulation
+    if config.batch_size % (ranks.size * parts):
+        cut = f", each in {parts} parts" if parts > 1 else ""
+        raise UsageError(
+            f"batch_size {config.batch_size} cannot be shared by {ranks.size} ranks{cut}",
+            hint=f"Use a batch_size that {ranks.size * parts} divides, or other ranks.",
+        )
+
+
+def _open(
+    model: Any, config: RecoverConfig, tokenizer: Any, data: str | None, heldout: str | None
+) -> Corpus:
+    from .corpus import open_corpus
+
+    vocab_size = int(model.config.vocab_size)
+    return open_corpus(config, tokenizer, vocab_size=vocab_size, data=data, heldout=heldout)
+
+
 def _train(
-    model: nn.Module,
+    student: Trainee,
     config: RecoverConfig,
     teacher: nn.Module | None,
-    stream: Tensor,
+    corpus: Corpus,
     progress: str,
     state_path: Path | None,
+    identity: str,
+    ranks: Ranks,
 ) -> LoopResult:
-    import torch
-
+    from .batch_loss import BatchLoss
     from .loop import LoopSettings, run_loop
-
-    device = next(model.parameters()).device
-    offsets = torch.arange(config.sequence_length)
-
-    def step_loss(step: int, generator: torch.Generator) -> Tensor:
-        last = len(stream) - config.sequence_length + 1
-        starts = torch.randint(last, (config.batch_size,), generator=generator)
-        batch = stream[starts[:, None] + offsets].to(device)  # (B, S)
-        return _objective(model, teacher, batch, config)
 
     settings = LoopSettings(
         steps=config.steps,
         learning_rate=config.learning_rate,
         seed=config.seed,
-        warmup_steps=min(50, config.steps // 10),
-        final_learning_rate=0.05,
-        checkpoint_every=100 if state_path is not None else 0,
-        identity=_identity(model, config, teacher, stream) if state_path is not None else "",
+        warmup_steps=config.warmup_steps,
+        final_learning_rate=_FINAL_LEARNING_RATE,
+        weight_decay=config.weight_decay,
+        max_gradient_norm=config.max_gradient_norm,
+        checkpoint_every=config.checkpoint_every if state_path is not None else 0,
+        checkpoint_seconds=_CHECKPOINT_SECONDS,
+        identity=identity,
+        tokens_a_step=config.batch_size * config.sequence_length,
     )
-    return run_loop(model, step_loss, settings, description=progress, state_path=state_path)
+    batch_loss = BatchLoss(student.module, teacher, corpus, config, ranks)
+    return run_loop(
+        student.module,
+        batch_loss,
+        settings,
+        description=progress,
+        state_path=state_path,
+        ranks=ranks,
+    )
 
 
 def _identity(
-    model: nn.Module, config: RecoverConfig, teacher: nn.Module | None, stream: Tensor
+    model: nn.Module,
+    config: RecoverConfig,
+    teacher: nn.Module | None,
+    corpus: Corpus,
+    ranks: Ranks,
 ) -> str:
     """Hash of all that training starts from, so that no other run's state is continued."""
     import torch
 
-    digest = hashlib.sha256(config.model_dump_json().encode())
+    if not ranks.is_first:
+        return ranks.of_first("")
+    settings = config.model_dump_json(exclude=_FREE_SETTINGS)
+    digest = hashlib.sha256(f"{settings}{corpus.sha256}{corpus.padding_id}".encode())
     taught = () if teacher is None else tuple(teacher.parameters())
-    for tensor in (*model.parameters(), *taught, stream):
+    for tensor in (*model.parameters(), *taught):
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return ranks.of_first(digest.hexdigest())
 
 
-def _objective(
-    model: nn.Module, teacher: nn.Module | None, batch: Tensor, config: RecoverConfig
-) -> Tensor:
-    """The weighted sum of the objectives, plus the router's balance where there is one."""
-    import torch
-
-    from .forward import forward_with_routing
-    from .objectives import balance_loss, distillation_loss, next_token_loss
-
-    logits, router_logits = forward_with_routing(model, batch)
-    loss = logits.new_zeros((), dtype=torch.float32)
-    both = len(config.objective) == 2
-    if "next_token" in config.objective:
-        weight = 1.0 - config.distill_weight if both else 1.0
-        loss = loss + weight * next_token_loss(logits, batch)
-    if teacher is not None:
-        with torch.no_grad():
-            target, _ = forward_with_routing(teacher, batch)
-        weight = config.distill_weight if both else 1.0
-        loss = loss + weight * distillation_loss(logits, target, config.temperature)
-    if router_logits and config.balance_weight > 0.0:
-        top_k = int(model.config.num_experts_per_tok)  # type: ignore[union-attr, arg-type]
-        loss = loss + config.balance_weight * balance_loss(router_logits, top_k)
-    return loss
+def _not_better(before: float, after: float) -> str:
+    return (
+        f"training did not lower the held-out loss ({before:.4f} before, {after:.4f} after), so "
+        "the weights stay as they were; a smaller learning_rate may help (keep_better)"
+    )
 
 
 def _check_teacher(
@@ -230,65 +234,3 @@ def _check_teacher(
             hint="Use the model that was compressed, or another one with the same tokenizer.",
         )
     return teacher
-
-
-def _texts(
-    config: RecoverConfig, tokenizer: Any, data: str | None, heldout: str | None
-) -> tuple[Tensor, Tensor]:
-    """The training token stream, and held-out windows of shape (N, S)."""
-    import torch
-
-    from mobilekit.data.corpora import heldout_text, training_text
-    from mobilekit.data.text import encode
-
-    if data is None:
-        data = training_text()
-        heldout = heldout_text() if heldout is None else heldout
-    ids = torch.tensor(encode(tokenizer, data), dtype=torch.long)
-    if heldout is None:
-        cut = len(ids) - max(config.sequence_length, int(len(ids) * _USER_HELDOUT_SHARE))
-        ids, rest = ids[: max(cut, 0)], ids[max(cut, 0) :]
-    else:
-        rest = torch.tensor(encode(tokenizer, heldout), dtype=torch.long)
-    length = config.sequence_length
-    for name, tokens in (("training", ids), ("held-out", rest)):
-        if len(tokens) < length:
-            raise InvalidInputError(
-                f"the {name} text holds {len(tokens)} tokens, a sequence needs {length}",
-                hint="Give a longer text or a smaller sequence_length.",
-            )
-    windows = rest[: len(rest) // length * length].view(-1, length)
-    # Evenly spread over the text, so that no single document decides.
-    count = min(_HELDOUT_WINDOWS, len(windows))
-    picked = torch.arange(count) * len(windows) // count
-    return ids, windows[picked]
-
-
-@contextlib.contextmanager
-def _in_float32(model: nn.Module | None) -> Iterator[None]:
-    """Hold half-precision weights in float32 inside, where small updates are not lost."""
-    import torch
-
-    tensors = [] if model is None else [*model.parameters(), *model.buffers()]
-    halves = [(t, t.dtype) for t in tensors if t.dtype in (torch.float16, torch.bfloat16)]
-    for tensor, _ in halves:
-        tensor.data = tensor.data.float()
-    try:
-        yield
-    finally:
-        for tensor, dtype in halves:
-            tensor.data = tensor.data.to(dtype)
-            tensor.grad = None
-
-
-@contextlib.contextmanager
-def _frozen(teacher: nn.Module | None) -> Iterator[None]:
-    """Put the teacher into evaluation mode inside."""
-    was_training = teacher is not None and teacher.training
-    if teacher is not None:
-        teacher.eval()
-    try:
-        yield
-    finally:
-        if teacher is not None:
-            teacher.train(was_training)

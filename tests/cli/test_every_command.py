@@ -25,6 +25,7 @@ FAST: dict[str, list[str]] = {
     "compress": ["MOE", *AIMER, *NEW],
     "evaluate": ["MOE", *QUICK, *NEW],
     "report": ["ran"],
+    "tokens": ["recipe.yaml", "--tokenizer", "MOE", "--out", "new.npy"],
     "methods": [],
     "devices": [],
     "doctor": [],
