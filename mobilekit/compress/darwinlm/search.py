@@ -10,13 +10,20 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from mobilekit.compress.evolution import (
+    Accept,
     EvolutionSettings,
+    GenerationRecord,
+    Group,
     State,
     allocate,
+    count_states,
     evolve,
+    fanned_out,
     random_states,
+    sums,
 )
 from mobilekit.core import console
+from mobilekit.core.errors import UsageError
 from mobilekit.core.files import sha256_bytes, sha256_json
 from mobilekit.core.seeds import generator
 from mobilekit.train.finetune import finetune
@@ -86,16 +93,26 @@ class Search:
         return Found(start)
 
     def uniform(self) -> State:
-        """Return the start: every kind of unit at the target, as even as levels allow."""
-        return tuple(
+        """Return the start: every kind of unit at the target, as even as levels allow.
+
+        Raises:
+            UsageError: If no layer would have attention left.
+        """
+        start = tuple(
             uniform_levels(list(group.most), self._config.sparsity) for group in groups(self._grids)
         )
+        if not attends(self._grids, start):
+            raise UsageError(
+                f"a sparsity of {self._config.sparsity:g} would leave no layer any attention",
+                hint="Choose a smaller one, more levels, or remove_blocks=false.",
+            )
+        return start
 
     def _parameters(self, state: State) -> int:
         flat = [level for group in state for level in group]
         return sum(row[level] for row, level in zip(self._costs, flat, strict=True))
 
-    def _accept(self, start: State) -> Any:
+    def _accept(self, start: State) -> Accept:
         target = self._parameters(start)
         slack = self._config.tolerance * sum(row[0] for row in self._costs)
 
@@ -107,7 +124,7 @@ class Search:
 
     def _least_error(self, budget: int) -> State:
         errors = [self._database.entry(grid).relative() for grid in self._grids]
-        return as_state(allocate(errors, self._costs, budget), self._grids)
+        return as_state(allocate(errors, self._costs, budget).levels, self._grids)
 
     def _evolved(self, start: State) -> Found:
         config = self._config
@@ -117,16 +134,31 @@ class Search:
             survivors=config.survivors,
             seed=config.seed,
         )
+        every = groups(self._grids)
+        free = [i for i, group in enumerate(every) if _can_switch(group, start[i])]
+        if not free:
+            raise UsageError(
+                "no two layers can exchange a level, so there is nothing to search",
+                hint="Use variant=uniform, more levels, or another sparsity.",
+            )
+
+        def whole(state: State) -> State:
+            found = list(start)
+            for place, levels in zip(free, state, strict=True):
+                found[place] = levels
+            return tuple(found)
+
+        accept = self._accept(start)
         outcome = evolve(
-            start,
-            groups(self._grids),
-            self.fitness,
+            tuple(start[i] for i in free),
+            [every[i] for i in free],
+            fanned_out(lambda state, *at: self.fitness(whole(state), *at)),
             settings,
-            accept=self._accept(start),
+            accept=lambda state: accept(whole(state)),
             state_path=self._state_path,
             identity=self._identity(),
         )
-        return Found(outcome.best, [self._record(entry) for entry in outcome.history])
+        return Found(whole(outcome.state), [self._record(entry) for entry in outcome.history])
 
     def fitness(self, state: State, generation_: int, stage: int) -> float:
         """Return a candidate's divergence from the dense model, after fine-tuning where asked.
@@ -160,16 +192,12 @@ class Search:
     def _best_of_random(self, start: State) -> Found:
         """Compare as many random allocations as the search's fitness tokens would allow."""
         last = len(self._config.survivors) - 1
-        count = max(
-            1,
-            self._config.generations
-            * self.tokens()["fitness"]
-            // self._config.fitness_tokens[last],
-        )
-        sums = tuple(sum(levels) for levels in start)
-        states = random_states(
-            groups(self._grids), sums, count, self._config.seed, self._accept(start)
-        )
+        tokens = self._config.generations * self.tokens()["fitness"]
+        wanted = max(1, tokens // self._config.fitness_tokens[last])
+        every = groups(self._grids)
+        count = min(wanted, count_states(every, sums(start)))
+        drawn_states = random_states(every, sums(start), count, seed=self._config.seed)
+        states = [state for state in drawn_states if self._accept(start)(state)]
         best, least = start, float("inf")
         with console.progress(len(states), "random allocations", announce=True) as bar:
             for state in states:
@@ -199,7 +227,7 @@ class Search:
         )
         return {"train": train, "fitness": fitness}
 
-    def _record(self, entry: Any) -> dict[str, Any]:
+    def _record(self, entry: GenerationRecord) -> dict[str, Any]:
         """Return what the plan keeps of a generation."""
         return {
             "generation": entry.generation,
@@ -215,6 +243,12 @@ class Search:
             sha256_bytes(pool.numpy().tobytes()) for pool in (self._fitness_pool, self._train_pool)
         ]
         return sha256_json([self._config.model_dump(mode="json"), entries, pools])
+
+
+def _can_switch(group: Group, levels: Sequence[int]) -> bool:
+    """Tell whether a member of a group can go down while another goes up."""
+    movable = sum(most > 0 for most in group.most)
+    return movable > 1 and 0 < sum(levels) < sum(group.most)
 
 
 def attends(grids: Sequence[Grid], state: State) -> bool:
