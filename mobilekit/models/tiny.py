@@ -188,15 +188,20 @@ TINY_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def make_tiny(name: str) -> nn.Module:
-    """Return the tiny model of a name in ``TINY_MODELS``, float32, the same every time."""
+def make_tiny(name: str, **changes: Any) -> nn.Module:
+    """Return the tiny model of a name in ``TINY_MODELS``, float32, the same every time.
+
+    Args:
+        name: The name.
+        changes: Settings of its config that are to be others.
+    """
     import torch
     import transformers
 
     prefix, settings = TINY_MODELS[name]
     cls = getattr(transformers, f"{prefix}ForCausalLM")
     torch.manual_seed(3)
-    model: nn.Module = cls(cls.config_class(**settings)).eval()
+    model: nn.Module = cls(cls.config_class(**{**settings, **changes})).eval()
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():  # as they are made, norms are 1, biases 0 and scores next to nothing
         for parameter in model.parameters():
