@@ -128,6 +128,16 @@ def measured(model: nn.Module, teacher: Teacher) -> dict[str, float]:
     }
 
 
+def settings_of(variant: str, generations: int) -> dict[str, Any]:
+    """Return the settings that a variant has."""
+    found = {name: _SEARCH[name] for name in ("levels", "channel_multiple")}
+    if variant in ("random", "evopress", "darwin"):
+        found |= dict(_SEARCH, generations=generations)
+    if variant != "darwin":
+        found.pop("finetune_tokens", None)
+    return found
+
+
 def cell(
     dense: nn.Module, teacher: Teacher, folder: Path, variant: str, seed: int, given: Any
 ) -> dict[str, Any]:
@@ -143,8 +153,7 @@ def cell(
         variant=variant,
         sparsity=given.sparsity,
         seed=seed,
-        generations=given.generations,
-        **_SEARCH,
+        **settings_of(variant, given.generations),
     )
     model = mk.apply(dense, plan)
     once = measured(model, teacher)

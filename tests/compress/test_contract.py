@@ -18,16 +18,32 @@ from mobilekit.core.errors import UnsupportedModelError, UsageError
 from mobilekit.models.families import Family, Phase, StateForm, family_of
 from mobilekit.models.surgery import meta_copy
 from mobilekit.models.tiny import TINY_MODELS, tiny_family
-from mobilekit.schema.plan import Plan, read_plans
+from mobilekit.schema.plan import TENSORS_FILE, Plan, read_plans, with_tensors
 
 IDS = torch.arange(9, 33).reshape(2, 12)
+# what a method looks at: more tokens than a tiny layer has columns
+DATA = torch.randint(1, 250, (12, 16), generator=torch.Generator().manual_seed(0))
+pytestmark = pytest.mark.usefixtures("own_cache")
 # one tiny model of every family
 MODELS = [name for name in TINY_MODELS if "-" not in name]
+SEARCH: dict[str, Any] = {
+    "levels": 3,
+    "offspring": 3,
+    "generations": 2,
+    "survivors": [2, 1],
+    "fitness_tokens": [32, 64],
+    "tolerance": 0.3,
+}
 # settings under which each method is held to the contract; a new method adds its line
 SETTINGS: dict[str, list[dict[str, Any]]] = {
     "aimer": [
         {"variant": v, "sparsity": 0.375}
         for v in ("aimer", "random", "magnitude", "frequency", "reap")
+    ],
+    "darwinlm": [
+        {"variant": "uniform", "levels": 3},
+        {"variant": "evopress", "group_mode": "whole", **SEARCH},
+        {"variant": "darwin", "group_mode": "free", "finetune_tokens": [32, 32], **SEARCH},
     ],
 }
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -47,7 +63,7 @@ class Subject:
         return bool(variants) and variants[self.settings["variant"]].needs != "none"
 
     def plan(self) -> Plan:
-        data = [IDS] if self.uses_data else None
+        data = [DATA] if self.uses_data else None
         return mk.plan(self.model, self.method.name, data=data, **self.settings)
 
 
@@ -152,6 +168,8 @@ def test_saved_result_reloads_to_the_same_output(subject: Subject, tmp_path: Pat
     assert loaded.state_dict().keys() == expected.keys()
     assert all(torch.equal(v, expected[k]) for k, v in loaded.state_dict().items())
     assert torch.equal(logits(loaded), logits(result))
+    if plan.tensors is not None:  # the weights hold them
+        plan = with_tensors(plan, path / TENSORS_FILE)
     assert read_plans(path / "plan.json") == [plan]
 
 

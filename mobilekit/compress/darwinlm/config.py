@@ -8,6 +8,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from mobilekit.compress.config import EMBEDDED_TEXT, MethodConfig, VariantInfo
+from mobilekit.core.errors import UsageError
 
 Variant = Literal[
     "darwin", "evopress", "random", "zip_dp", "uniform", "uniform_wanda", "uniform_magnitude"
@@ -25,7 +26,14 @@ VARIANTS: dict[Variant, VariantInfo] = {
     "uniform_magnitude": VariantInfo("activations", "the same level; squared weights, no repair"),
 }
 SEARCHES: frozenset[str] = frozenset({"darwin", "evopress", "random"})
-_SEARCH_ONLY = ("offspring", "generations", "survivors", "fitness_tokens")
+_SEARCH_ONLY = (
+    "offspring",
+    "generations",
+    "survivors",
+    "fitness_tokens",
+    "fitness_pool",
+    "tolerance",
+)
 _FINETUNE_ONLY = ("finetune_tokens", "finetune_learning_rate", "finetune_pool")
 
 
@@ -113,11 +121,22 @@ class DarwinConfig(MethodConfig):
     )
 
     @model_validator(mode="after")
+    def _settings_are_used(self) -> Self:
+        fields = type(self).model_fields
+        for name in self.unused():
+            if getattr(self, name) != fields[name].default:
+                ways = "darwin" if name in _FINETUNE_ONLY else ", ".join(sorted(SEARCHES))
+                raise UsageError(
+                    f"'{name}' has no effect with variant {self.variant}",
+                    hint=f"Leave it out, or choose one of: {ways}.",
+                )
+        return self
+
+    @model_validator(mode="after")
     def _stages_agree(self) -> Self:
         stages = len(self.survivors)
         for name in ("fitness_tokens", "finetune_tokens"):
-            used = name == "fitness_tokens" or self.variant == "darwin"
-            if used and len(getattr(self, name)) != stages:
+            if name not in self.unused() and len(getattr(self, name)) != stages:
                 raise ValueError(f"{stages} entries in {name}, one for each of survivors")
         return self
 
@@ -137,7 +156,7 @@ class DarwinConfig(MethodConfig):
         """Return the settings that have no effect on a plan."""
         unused: tuple[str, ...] = ()
         if self.variant not in SEARCHES:
-            unused += (*_SEARCH_ONLY, "fitness_pool", "tolerance")
+            unused += _SEARCH_ONLY
         return unused if self.variant == "darwin" else unused + _FINETUNE_ONLY
 
     def files(self) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from .allocation import Allocation, allocate
 from .mutation import mutate, offspring
 from .ranks import Evaluate, EvaluateMany, fanned_out, joined, place
 from .record import GenerationRecord, SearchRecord
-from .sampling import random_states
+from .sampling import count_states, random_states
 from .search import EvolutionResult, evolve
 from .settings import EvolutionSettings
 from .space import Accept, Group, State, sums, uniform
@@ -34,6 +34,7 @@ __all__ = [
     "SearchRecord",
     "State",
     "allocate",
+    "count_states",
     "evolve",
     "fanned_out",
     "joined",

@@ -43,8 +43,7 @@ def random_states(
         UsageError: If a sum cannot be reached, or there are fewer such states.
     """
     check_groups(groups)
-    tables = _tables(groups, sums)
-    total = math.prod(table[0][wanted] for table, wanted in zip(tables, sums, strict=True))
+    tables, total = _tables(groups, sums), count_states(groups, sums)
     if not 1 <= count <= total:
         raise UsageError(
             f"{count} random states are asked for, {total} have these sums",
@@ -63,6 +62,16 @@ def random_states(
         f"only {len(found)} of {count} random states were accepted in {_TRIES * count} draws",
         hint="Ask for fewer, or widen the budget's tolerance.",
     )
+
+
+def count_states(groups: Sequence[Group], sums: Sequence[int]) -> int:
+    """Return how many states have these sums.
+
+    Raises:
+        UsageError: If a sum cannot be reached.
+    """
+    tables = _tables(groups, sums)
+    return math.prod(table[0][wanted] for table, wanted in zip(tables, sums, strict=True))
 
 
 def _tables(groups: Sequence[Group], sums: Sequence[int]) -> list[list[list[int]]]:

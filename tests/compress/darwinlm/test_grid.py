@@ -102,6 +102,8 @@ def test_models_without_channels_say_so(tiny: Callable[[str], nn.Module]) -> Non
     [
         ({"survivors": [4, 2, 1]}, "3 entries in fitness_tokens"),
         ({"variant": "evopress", "fitness_tokens": [1, 2]}, "4 entries in fitness_tokens"),
+        ({"variant": "uniform", "generations": 3}, "'generations' has no effect"),
+        ({"variant": "evopress", "finetune_pool": 3}, "'finetune_pool' has no effect"),
         ({"levels": 1}, "levels"),
         ({"sparsity": 1.0}, "sparsity"),
         ({"group_mode": "odd"}, "group_mode"),

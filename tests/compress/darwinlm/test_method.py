@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import mobilekit as mk
 from mobilekit.compress.darwinlm import search as searching
-from mobilekit.compress.darwinlm.config import VARIANTS, DarwinConfig
+from mobilekit.compress.darwinlm.config import SEARCHES, VARIANTS, DarwinConfig
 from mobilekit.compress.darwinlm.database import INDEX, Database
 from mobilekit.compress.darwinlm.grid import grids
 from mobilekit.compress.darwinlm.search import Search
@@ -23,26 +23,35 @@ from mobilekit.compress.darwinlm.stitch import choice, parameter_costs, stitched
 from mobilekit.core.errors import InvalidInputError, UsageError
 from mobilekit.schema.plan import Plan, RemoveEdit, read_plans
 
-SMALL: dict[str, Any] = {
-    "levels": 5,
-    "channel_multiple": 8,
+SMALL: dict[str, Any] = {"levels": 5, "channel_multiple": 8}
+SEARCH: dict[str, Any] = {
     "offspring": 3,
     "generations": 4,
     "survivors": [2, 1],
     "fitness_tokens": [64, 128],
-    "finetune_tokens": [32, 64],
-    "finetune_learning_rate": 1e-3,
     "tolerance": 0.2,
 }
+FINETUNE: dict[str, Any] = {"finetune_tokens": [32, 64], "finetune_learning_rate": 1e-3}
 
 
 def tokens(rows: int = 24, length: int = 16, seed: int = 0) -> Tensor:
     return torch.randint(1, 256, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
+def all_settings(**settings: Any) -> dict[str, Any]:
+    """Small settings of the kind that a variant has."""
+    variant = settings.get("variant", "darwin")
+    found = dict(SMALL)
+    if variant in SEARCHES:
+        found |= SEARCH
+    if variant == "darwin":
+        found |= FINETUNE
+    return {**found, **settings}
+
+
 def make(model: nn.Module, folder: Path, **settings: Any) -> Plan:
     data = settings.pop("data", [tokens()])
-    return mk.plan(model, "darwinlm", data=data, workdir=folder, **{**SMALL, **settings})
+    return mk.plan(model, "darwinlm", data=data, workdir=folder, **all_settings(**settings))
 
 
 def logits(model: Any) -> Tensor:
@@ -52,7 +61,7 @@ def logits(model: Any) -> Tensor:
 
 def parts(model: nn.Module, folder: Path, **settings: Any) -> tuple[Search, list[Any], Database]:
     """A search over the database that a plan left."""
-    config = DarwinConfig.parse({**SMALL, **settings}, "test")
+    config = DarwinConfig.parse(all_settings(**settings), "test")
     layers, _ = grids(model, config)
     identity = json.loads((folder / INDEX).read_text())["identity"]
     del identity["format"]

@@ -219,7 +219,8 @@ def test_moments_are_those_of_all_inputs_together() -> None:
     for part in inputs:
         moments.add(part)
     rows = torch.cat([part.reshape(-1, 8) for part in inputs]).double()
-    torch.testing.assert_close(moments.matrix(), 2.0 / len(rows) * rows.T @ rows, rtol=1e-5, atol=1e-6)
+    expected = 2.0 / len(rows) * rows.T @ rows
+    torch.testing.assert_close(moments.matrix(), expected, rtol=1e-5, atol=1e-6)
     assert moments.samples == len(rows) == 17
 
 
