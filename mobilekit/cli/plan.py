@@ -17,6 +17,8 @@ EPILOG = (
     "mobilekit plan MODEL --method aimer --set variant=random --out plan --json"
 )
 
+_UNITS = {"head": "query heads", "kv_head": "key-value heads", "channel": "channels"}
+
 
 @command
 def main(
@@ -50,7 +52,7 @@ def main(
         atomic_write_json(fresh / PLAN_FILE, [plan.to_json()])
     return Answer(
         plan.to_json(),
-        headers=("layer", "kept", "removed"),
+        headers=plan_headers(plan),
         rows=plan_rows(plan),
         closing=["", *_notes(plan), f"Plan {out / PLAN_FILE}"],
     )
@@ -78,11 +80,34 @@ def _notes(plan: Plan) -> list[str]:
     return [f"Note: {plan.scores['note']}"] if "note" in plan.scores else []
 
 
+def plan_headers(plan: Plan) -> tuple[str, ...]:
+    """Return what stands above the columns of `plan_rows`."""
+    if _has_levels(plan):
+        return ("layer", "units", "level", "kept", "removed")
+    return ("layer", "kept", "removed")
+
+
 def plan_rows(plan: Plan) -> list[list[str]]:
-    """Return one row a layer: how many units stay, which go."""
+    """Return one row a layer: how many units stay, which go; or a row for each kind of unit."""
+    if _has_levels(plan):
+        return [_level_row(entry) for entry in plan.scores["layers"]]
     rows = []
     for layer in plan.scores.get("layers", []):
         gone: list[Any] = layer.get("pruned", [])
         shown = ", ".join(str(index) for index in gone) or "none"
         rows.append([str(layer["layer"]), str(len(layer.get("kept", []))), shown])
     return rows
+
+
+def _has_levels(plan: Plan) -> bool:
+    return any("level" in layer for layer in plan.scores.get("layers", []))
+
+
+def _level_row(entry: dict[str, Any]) -> list[str]:
+    """Return what one level of heads or channels leaves; ``kept`` and ``of`` are counts there."""
+    kept, of = entry["kept"], entry["of"]
+    last = len(entry.get("errors", [])) - 1
+    level = f"{entry['level']} of {last}" if last > 0 else str(entry["level"])
+    shares = "all" if kept == 0 else f"{1 - kept / of:.1%}" if kept < of else "none"
+    unit = _UNITS.get(entry["unit"], entry["unit"])
+    return [str(entry["layer"]), unit, level, f"{kept} of {of}", shares]

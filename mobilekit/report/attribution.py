@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mobilekit.schema.plan import KeepEdit
+from mobilekit.schema.plan import Edit, KeepEdit, RemoveEdit
 
 from .evidence import Evidence
 from .headline import Tile, figures
 from .numbers import MISSING, Change, change, count, plain_ms
 from .subjects import Subject, baseline, overlap, scalar, shipped, spread
 from .tables import Cell, Table, num, table
+from .units import BLOCKS, UNIT_NAMES
 
 _MISSING = "not measured"
 
@@ -117,15 +118,32 @@ def _alone(tiles: dict[str, Tile], trained: bool) -> str:
 
 
 def _cost(evidence: Evidence) -> str:
-    """Return what expert pruning does not do, where experts were pruned."""
+    """Return what pruning does to the cost of a token, and what expert pruning does not."""
     models = evidence.run.models
-    edits = (edit for plan in evidence.plans for edit in plan.edits)
-    pruned = any(isinstance(edit, KeepEdit) and edit.unit == "expert" for edit in edits)
-    if not pruned or models is None or models.after is None:
+    edits = [edit for plan in evidence.plans for edit in plan.edits]
+    experts = any(isinstance(edit, KeepEdit) and edit.unit == "expert" for edit in edits)
+    narrowed = _narrowed(edits)
+    if models is None or models.after is None:
         return ""
     old, new = models.before.active_parameters, models.after.active_parameters
     figures_ = f" ({count(old)} before, {count(new)} after)" if old and new else ""
-    return (
+    stays = (
         "Expert pruning makes the model smaller, not a token cheaper: each token still runs "
-        f"through as many experts, so its active parameters hardly change{figures_}."
+        "through as many experts"
     )
+    if experts and not narrowed:
+        return f"{stays}, so its active parameters hardly change{figures_}."
+    if not narrowed or not old or not new or new >= old:
+        return f"{stays}." if experts else ""
+    what = f"each token runs through fewer parameters{figures_} once {narrowed} are gone"
+    return f"{stays}. But {what}." if experts else f"{what[0].upper()}{what[1:]}."
+
+
+def _narrowed(edits: Sequence[Edit]) -> str:
+    """Return in words what every token ran through before; empty where it still does."""
+    kept = {edit.unit for edit in edits if isinstance(edit, KeepEdit)}
+    gone = {edit.unit for edit in edits if isinstance(edit, RemoveEdit)}
+    names = [name for unit, name in UNIT_NAMES.items() if unit in kept]
+    if gone & set(BLOCKS):
+        names.append("whole sub-blocks")
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -10,10 +10,12 @@ from mobilekit.schema.manifest import Manifest
 from mobilekit.schema.plan import KeepEdit, Plan
 from mobilekit.schema.run import RunRecord, StepRecord
 
-from .charts import curve
 from .evidence import Evidence
+from .levels import Levels, levels
+from .lines import curve
 from .maps import ExpertRow, heatmap
 from .numbers import MISSING, finite, percent, seconds, significant, size
+from .outcome import outcome
 from .tables import Cell, Table, num, plain, table
 
 _STEP_COLUMNS = (
@@ -34,10 +36,12 @@ class MethodNote:
     settings: tuple[tuple[str, str], ...]
     summary: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...]
+    outcome: tuple[tuple[str, str], ...]
     heatmap: str | None
     criterion: str
     direction: str
     experts: Table | None
+    levels: Levels | None
 
 
 @dataclass(frozen=True)
@@ -158,24 +162,34 @@ def _method(plan: Plan) -> MethodNote:
         settings=tuple((key, plain(value)) for key, value in settings.items()),
         summary=tuple(_summary(plan)),
         warnings=plan.warnings,
+        outcome=tuple(outcome(plan, rows)),
         heatmap=heatmap(label, rows, larger_is_removable=larger) if rows else None,
         criterion=criterion if scored and criterion != plan.method else "",
         direction=f"larger scores are {direction} first" if scored else "",
         experts=_experts(rows) if rows else None,
+        levels=levels(plan),
     )
 
 
 def _summary(plan: Plan) -> list[tuple[str, str]]:
-    """Return before → after lines for pairs of keys, single lines for the rest."""
+    """Return before → after lines for pairs of keys, single lines for the rest.
+
+    What is null does not apply to the model, such as the experts of a dense one.
+    """
     lines = []
     for key, value in plan.summary.items():
         if key.endswith("_after") and f"{key.removesuffix('_after')}_before" in plan.summary:
             continue
         name = key.removesuffix("_before")
         after = plan.summary.get(f"{name}_after")
+        if value is None and (after is None or not key.endswith("_before")):
+            continue
         pair = key.endswith("_before") and after is not None
         label = (name if pair else key).replace("_", " ")
-        lines.append((label, f"{_figure(value)} → {_figure(after)}" if pair else _figure(value)))
+        shown = _figure(value)
+        if key.endswith("_removed_of_original") and finite(value) is not None:
+            shown = percent(finite(value))
+        lines.append((label, f"{shown} → {_figure(after)}" if pair else shown))
     return lines
 
 

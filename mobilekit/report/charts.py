@@ -14,7 +14,6 @@ from .numbers import finite
 Kind = Literal["before", "after"]
 _ROW = 38.0
 _MAX_TICKS = 300
-_INDENT = 8  # percent of the width: room for the labels of an axis
 _QUARTERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -191,37 +190,3 @@ def quantile(ordered: Sequence[float], share: float) -> float:
     below = math.floor(position)
     above = min(below + 1, len(ordered) - 1)
     return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
-
-
-def curve(label: str, points: Sequence[tuple[float, float]], *, y_name: str, x_name: str) -> str:
-    """Return a line through (x, y) points; points that are not finite are left out."""
-    good = [(a, b) for a, b in points if finite(a) is not None and finite(b) is not None]
-    if len(good) < 2:
-        return svg.sentence("too few points for a curve", label=label, kind="curve")
-    marks = svg.ticks(min(b for _, b in good), max(b for _, b in good))
-    first, last = good[0][0], max(a for a, _ in good)
-    top, height = 38.0, 180.0
-
-    def down(value: float) -> float:
-        return top + height * (marks[-1] - value) / (marks[-1] - marks[0])
-
-    body = [svg.text(y_name, at=0, y=12, cls="tick")]
-    for mark in marks:
-        body.append(svg.line(x1=0, y1=down(mark), x2=100, y2=down(mark), cls="grid"))
-        body.append(svg.text(svg.tick(mark, marks), at=0, y=down(mark) - 4, cls="tick"))
-    span = (last - first) or 1
-    path = " ".join(
-        f"{svg.number(1000 * (a - first) / span)},{svg.number(down(b) - top)}" for a, b in good
-    )
-    # a stretched inner picture: lines cannot be given in percentages
-    body.append(
-        f'<svg x="{_INDENT}%" y="{svg.number(top)}" width="{100 - _INDENT}%" '
-        f'height="{svg.number(height)}" '
-        f'viewBox="0 0 1000 {svg.number(height)}" preserveAspectRatio="none">'
-        f'<polyline points="{path}" class="path" vector-effect="non-scaling-stroke"/></svg>'
-    )
-    body.append(svg.text(f"{x_name} {first:g}", at=_INDENT, y=top + height + 16, cls="tick"))
-    body.append(
-        svg.text(f"{x_name} {last:g}", at=100, y=top + height + 16, cls="tick", anchor="end")
-    )
-    return svg.document(body, height=top + height + 22, label=label, kind="curve")

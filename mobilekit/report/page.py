@@ -17,7 +17,7 @@ from mobilekit.schema.run import RunRecord
 
 from .attribution import attribution
 from .card import card
-from .changes import changes
+from .changes import Changes, changes
 from .comparison import Comparison, compare_figures
 from .evidence import Evidence, by_device, read_evidence
 from .headline import headline
@@ -38,6 +38,7 @@ _SECTIONS = (
     ("questions", "Questions"),
     ("done", "What was done"),
     ("experts", "Experts"),
+    ("levels", "Levels"),
     ("parity", "Parity"),
     ("latency", "Latency"),
     ("memory", "Memory"),
@@ -129,6 +130,7 @@ def _views(evidence: Evidence) -> dict[str, Any]:
     devices = by_device(evidence)
     first = next(iter(devices.values()))
     found = subjects(first)
+    done = changes(evidence)
     return {
         "run": evidence.run,
         "manifest": evidence.manifest,
@@ -137,11 +139,21 @@ def _views(evidence: Evidence) -> dict[str, Any]:
         "quality": quality(found),
         "questions": questions(found),
         "parts": attribution(first, found),
-        "changes": changes(evidence),
+        "changes": done,
         "trust": trust(evidence, subjects(evidence)),
-        "sections": _SECTIONS,
+        "sections": _sections(done),
         "css": Markup((Path(__file__).parent / "templates" / "style.css").read_text("utf-8")),
     }
+
+
+def _sections(done: Changes) -> list[tuple[str, str]]:
+    """Return the sections that have a place on the page: levels only where a plan chose some."""
+    has_levels = any(item.levels for item in done.methods)
+    has_experts = any(item.heatmap for item in done.methods)
+    hidden = set() if has_levels else {"levels"}
+    if has_levels and not has_experts:
+        hidden.add("experts")
+    return [section for section in _SECTIONS if section[0] not in hidden]
 
 
 def render_environment() -> Environment:

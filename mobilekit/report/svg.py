@@ -14,6 +14,8 @@ from typing import Literal
 
 from markupsafe import Markup
 
+from .numbers import scientific
+
 Anchor = Literal["start", "middle", "end"]
 
 
@@ -68,20 +70,23 @@ def line(*, x1: float, y1: float, x2: float, y2: float, cls: str) -> str:
 
 def ticks(low: float, high: float, wanted: int = 4) -> list[float]:
     """Return round values from at or below ``low`` to at or above ``high``, evenly spaced."""
-    if not high > low:
+    if not high - low > 1e-9 * max(abs(low), abs(high)):  # closer than floats can be divided
         high = low + (abs(low) or 1.0)
     rough = (high - low) / max(1, wanted)
-    power = 10.0 ** math.floor(math.log10(rough))
+    exponent = math.floor(math.log10(rough))
+    power = 10.0**exponent
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, last + 1)]
+    return [round(i * step, 2 - exponent) for i in range(first, last + 1)]
 
 
 def tick(value: float, every: Sequence[float]) -> str:
-    """Return a tick's label with as many decimals as the closest two ticks need."""
+    """Return a tick's label with as many decimals as the closest two ticks need, six at most."""
     step = min((b - a for a, b in zip(every, every[1:], strict=False)), default=1.0)
     places = max(0, -math.floor(math.log10(step) + 1e-9))
     places += round(step * 10**places, 6) % 1 > 0  # 2.5 needs one more than 2
+    if places > 6:
+        return scientific(value)
     return f"{value:.{places}f}".replace("-", "−")
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mobilekit.report import charts, columns, maps, svg
+from mobilekit.report import charts, columns, lines, maps, svg
 from mobilekit.report.numbers import milliseconds
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -129,11 +129,11 @@ def test_quantile_equals_numpy(values: list[float], share: float) -> None:
 
 def test_curve_draws_finite_points_and_refuses_one() -> None:
     points = [(0, 3.5), (1, math.nan), (2, 3.25), (4, 3.0)]
-    root = _parse(charts.curve("loss", points, y_name="loss", x_name="steps"))
+    root = _parse(lines.curve("loss", points, y_name="loss", x_name="steps"))
     (path,) = _marks(root, "path")
     assert len(path.attrib["points"].split()) == 3
     assert path.attrib["points"].split()[1].startswith("500,")
-    lonely = _parse(charts.curve("loss", [(0, 1.0)], y_name="loss", x_name="steps"))
+    lonely = _parse(lines.curve("loss", [(0, 1.0)], y_name="loss", x_name="steps"))
     assert _texts(lonely) == ["too few points for a curve"]
 
 
