@@ -10,11 +10,14 @@ import typer
 from .common import ON_DISK, Answer, LoadingDevice, command, megabytes, parse_settings
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from mobilekit.schema.plan import Plan
 
 EPILOG = (
     "Examples: mobilekit compress embedded --method aimer --set sparsity=0.25 --out small   ·   "
-    "mobilekit compress embedded --plan plan/plan.json --out small"
+    "mobilekit compress MODEL --method darwinlm --set sparsity=0.5 --set generations=20 "
+    "--out narrow   ·   mobilekit compress embedded --plan plan/plan.json --out small"
 )
 
 
@@ -37,15 +40,18 @@ def main(
 
     Plain transformers loads it too, where its shape is still uniform. Methods that only cut, by
     the weights alone or by a plan, work file to file, whatever the size of the model; interrupted,
-    they go on where they were. Others load the model, as all do with a GPU as the device.
+    they go on where they were. Others load the model, as all do with a GPU as the device; a search
+    that was interrupted, even killed, goes on with the same command, and under torchrun it deals
+    its candidates over the processes.
     """
     from mobilekit import compress
     from mobilekit.compress.stored import applies_on_disk, compress_stored, plans_from_disk
     from mobilekit.core import console
     from mobilekit.core.errors import UsageError
     from mobilekit.core.files import check_target
-    from mobilekit.models import describe, has_tokenizer, resolve
+    from mobilekit.models import describe, has_tokenizer, resolve, save
     from mobilekit.schema.plan import read_plans
+    from mobilekit.train.ranks import launched
 
     if (method is None) == (plan is None):
         raise UsageError(
@@ -65,10 +71,15 @@ def main(
         compress.check_inputs(config, source)
     if not has_tokenizer(source):
         console.warn(f"{model} has no tokenizer; the result cannot be exported without one")
-    if device in ON_DISK and (on_disk or (plans and applies_on_disk(plans))):
-        compress_stored(source, out, method=method, plans=plans, **settings)
-    else:
-        _in_memory(source, out, device, method, settings, plans)
+    with launched(device) as ranks:
+        if device in ON_DISK and (on_disk or (plans and applies_on_disk(plans))):
+            if ranks.is_first:
+                compress_stored(source, out, method=method, plans=plans, **settings)
+        else:
+            result = _in_memory(source, device, method, settings, plans)
+            if ranks.is_first:
+                save(result, out, tokenizer_from=source)
+        ranks.wait()
     before, after = describe(source), describe(out)
     keys = ("parameters", "active_parameters", "weight_bytes")
     rows = [[key.replace("_", " "), *_row(key, before[key], after[key])] for key in keys]
@@ -81,24 +92,19 @@ def main(
 
 
 def _in_memory(
-    source: Path,
-    out: Path,
-    device: str,
-    method: str | None,
-    settings: dict[str, Any],
-    plans: list[Plan],
-) -> None:
-    """Load the model, plan where there is a method, carry the plans out, save."""
+    source: Path, device: str, method: str | None, settings: dict[str, Any], plans: list[Plan]
+) -> nn.Module:
+    """Load the model, plan where there is a method, and carry the plans out."""
     from mobilekit import compress
     from mobilekit.core import console
-    from mobilekit.models import load, save
+    from mobilekit.models import load
 
     model = load(source, device=device)
     for step in [compress.plan(model, method, **settings)] if method is not None else plans:
         for warning in step.warnings:
             console.warn(warning)
         model = compress.apply(model, step)
-    save(model, out, tokenizer_from=source)
+    return model
 
 
 def _row(key: str, before: int, after: int) -> tuple[str, str, str]:

@@ -36,20 +36,23 @@ def main(
 
     Methods that look at weights alone read them from the files, one after the other, whatever the
     size of the model; interrupted, they go on where they were. Others load the model, as all do
-    with a GPU as the device.
+    with a GPU as the device. A search deals its candidates over the processes of torchrun.
     """
     from mobilekit.compress.tensors import beside
     from mobilekit.core import console
     from mobilekit.core.files import atomic_directory, atomic_write_json, check_target
     from mobilekit.schema.plan import PLAN_FILE
+    from mobilekit.train.ranks import launched
 
     check_target(out)
-    plan = make_plan(model, method, setting or [], device)
-    for warning in plan.warnings:
-        console.warn(warning)
-    with atomic_directory(out) as fresh:
-        plan = beside(plan, fresh)
-        atomic_write_json(fresh / PLAN_FILE, [plan.to_json()])
+    with launched(device) as ranks:
+        plan = make_plan(model, method, setting or [], device)
+        for warning in plan.warnings:
+            console.warn(warning)
+        if ranks.is_first:
+            with atomic_directory(out) as fresh:
+                atomic_write_json(fresh / PLAN_FILE, [beside(plan, fresh).to_json()])
+        ranks.wait()
     return Answer(
         plan.to_json(),
         headers=plan_headers(plan),

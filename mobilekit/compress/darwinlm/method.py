@@ -80,13 +80,15 @@ class DarwinLM:
         layers, skipped = grids(model, config)
         if config.sparsity == 0.0:
             return draft(self, model, config, [], scores={}, unused=config.unused())
+        from mobilekit.compress.calibration import evaluating
+        from mobilekit.compress.evolution import from_first
+
         from .data import pools
         from .search import Search
         from .stitch import choice, parameter_costs
 
         drawn = pools(model, config, data)
-        database = _database(model, layers, config, drawn, workdir)
-        _build(model, layers, config, drawn, database)
+        database = _made(model, layers, config, drawn, workdir)
         search = Search(
             model,
             layers,
@@ -96,7 +98,7 @@ class DarwinLM:
             parameter_costs(model, layers),
             database.folder / f"search-{_key(config)}.json",
         )
-        with _evaluating(model):
+        with evaluating(model):
             found = search.run()
         picked = choice(layers, found.state)
         plan = draft(
@@ -108,7 +110,7 @@ class DarwinLM:
             warnings=skipped,
             unused=config.unused(),
         )
-        return write_tensors(plan, picked.weights(database), database.folder)
+        return from_first(lambda: write_tensors(plan, picked.weights(database), database.folder))
 
     def restructure(self, model: nn.Module, plan: Plan) -> None:
         """Cut heads and channels, remove sub-blocks, in place."""
@@ -175,25 +177,27 @@ def _content(model: nn.Module) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def _build(
+def _made(
     model: nn.Module,
     layers: Sequence[Grid],
     config: DarwinConfig,
     drawn: Pools,
-    database: Database,
-) -> None:
+    workdir: Path | None,
+) -> Database:
+    """Return the whole database; of several ranks the first makes what it lacks."""
+    from mobilekit.compress.calibration import evaluating
+    from mobilekit.compress.evolution import from_first
     from mobilekit.core.device import choose_device
 
     from .build import build
 
-    with _evaluating(model):
-        build(model, layers, drawn.calibration, config, database, choose_device("auto"))
+    def made() -> None:
+        database = _database(model, layers, config, drawn, workdir)
+        with evaluating(model):
+            build(model, layers, drawn.calibration, config, database, choose_device("auto"))
 
-
-def _evaluating(model: nn.Module) -> Any:
-    from mobilekit.compress.calibration import evaluating
-
-    return evaluating(model)
+    from_first(made)
+    return _database(model, layers, config, drawn, workdir)
 
 
 def _key(config: DarwinConfig) -> str:

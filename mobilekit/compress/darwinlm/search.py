@@ -191,21 +191,23 @@ class Search:
 
     def _best_of_random(self, start: State) -> Found:
         """Compare as many random allocations as the search's fitness tokens would allow."""
-        last = len(self._config.survivors) - 1
-        tokens = self._config.generations * self.tokens()["fitness"]
-        wanted = max(1, tokens // self._config.fitness_tokens[last])
+        config = self._config
+        last = len(config.survivors) - 1
+        tokens = config.generations * self.tokens()["fitness"]
+        wanted = max(1, tokens // config.fitness_tokens[last])
         every = groups(self._grids)
         count = min(wanted, count_states(every, sums(start)))
-        drawn_states = random_states(every, sums(start), count, seed=self._config.seed)
-        states = [state for state in drawn_states if self._accept(start)(state)]
-        best, least = start, float("inf")
+        accept = self._accept(start)
+        drawn_states = random_states(every, sums(start), count, seed=config.seed)
+        states = [state for state in (start, *drawn_states) if accept(state)]
+        values: list[float] = []
+        compared = fanned_out(self.fitness)
         with console.progress(len(states), "random allocations", announce=True) as bar:
-            for state in states:
-                value = self.fitness(state, 0, last)
-                if value < least:
-                    best, least = state, value
-                bar.advance(1, f"best {least:.4f}")
-        return Found(best)
+            for first in range(0, len(states), config.offspring):
+                some = states[first : first + config.offspring]
+                values += compared(some, 0, last)
+                bar.advance(len(some), f"best {min(values):.4f}")
+        return Found(states[values.index(min(values))])
 
     def tokens(self) -> dict[str, int]:
         """Return the tokens of one generation, by the closed form of the paper's schedule."""

@@ -15,7 +15,7 @@ of errors within a budget.
 
 from .allocation import Allocation, allocate
 from .mutation import mutate, offspring
-from .ranks import Evaluate, EvaluateMany, fanned_out, joined, place
+from .ranks import Evaluate, EvaluateMany, fanned_out, from_first, joined, place
 from .record import GenerationRecord, SearchRecord
 from .sampling import count_states, random_states
 from .search import EvolutionResult, evolve
@@ -37,6 +37,7 @@ __all__ = [
     "count_states",
     "evolve",
     "fanned_out",
+    "from_first",
     "joined",
     "mutate",
     "offspring",

@@ -124,7 +124,7 @@ def from_first(produce: Callable[[], _T]) -> _T:
         distributed.broadcast_object_list(box, src=0, device=_device())
     if not box[0]:
         raise CheckFailedError(
-            "rank 0 could not begin the search", hint="See the message of that rank."
+            "rank 0 failed while the others waited", hint="See the message of that rank."
         )
     return box[0][0]
 
