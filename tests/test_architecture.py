@@ -126,6 +126,7 @@ def _loaded_after(code: str) -> set[str]:
         "import mobilekit.runtime, mobilekit.evaluate, mobilekit.profile, mobilekit.report",
         "import mobilekit.doctor, mobilekit.hub",
         "import mobilekit.compress.aimer.config",
+        "import mobilekit.compress.evolution",
     ],
 )
 def test_nothing_heavy_is_imported_where_it_is_not_used(code: str) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from mobilekit.core import console
 
-from .ranks import EvaluateMany, place
+from .ranks import EvaluateMany, FannedOut, place
 from .record import GenerationRecord
 from .settings import EvolutionSettings
 from .space import State
@@ -23,7 +24,15 @@ class SearchProgress:
         self._advance(done * sum(settings.evaluations))
 
     def counting(self, evaluate: EvaluateMany) -> EvaluateMany:
-        """Return ``evaluate``, which moves the bar on."""
+        """Return ``evaluate`` that moves the bar on, after each candidate where it can tell."""
+        if isinstance(evaluate, FannedOut):
+            own = evaluate.on_progress
+
+            def both(count: int) -> None:
+                own(count)
+                self._advance(count)
+
+            return replace(evaluate, on_progress=both)
 
         def counted(candidates: Sequence[State], generation: int, stage: int) -> list[float]:
             fitness = evaluate(candidates, generation, stage)

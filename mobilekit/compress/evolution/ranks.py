@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from mobilekit.core.errors import CheckFailedError, UsageError
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
 # (candidate, generation, stage) -> fitness, lower is better; a pure function of its arguments
 Evaluate = Callable[[State, int, int], float]
-# the same for all candidates of a stage at once, one fitness each, in their order
+# the same for all candidates of a stage at once: one fitness each, in their order, and under
+# torchrun the same ones on every rank
 EvaluateMany = Callable[[Sequence[State], int, int], list[float]]
 
 _T = TypeVar("_T")
@@ -75,21 +77,33 @@ def joined() -> Iterator[None]:
         distributed.destroy_process_group()
 
 
-def fanned_out(evaluate: Evaluate) -> EvaluateMany:
-    """Return a function that evaluates many candidates, dealt over the ranks in turn.
+def _ignore(count: int) -> None:
+    """Tell nobody."""
 
-    Where one rank fails it raises its own error, and every other one a ``CheckFailedError``:
-    nobody waits for a rank that is gone.
+
+@dataclass(frozen=True)
+class FannedOut:
+    """Evaluates many candidates, dealt over the ranks in turn; see ``fanned_out``.
+
+    Attributes:
+        evaluate: Gives the fitness of one candidate.
+        on_progress: Called after each candidate of this rank with how many all ranks have done
+            in the same time.
     """
 
-    def evaluate_many(candidates: Sequence[State], generation: int, stage: int) -> list[float]:
+    evaluate: Evaluate
+    on_progress: Callable[[int], None] = _ignore
+
+    def __call__(self, candidates: Sequence[State], generation: int, stage: int) -> list[float]:
+        """Return the fitness of each candidate, on every rank."""
         rank, size = place()
         if size == 1:
-            return [float(evaluate(candidate, generation, stage)) for candidate in candidates]
-        fitness, failure = [0.0] * len(candidates), None
+            return [self._one(candidate, generation, stage, 1) for candidate in candidates]
+        fitness, failure, count = [0.0] * len(candidates), None, len(candidates)
         try:
-            for index in range(rank, len(candidates), size):
-                fitness[index] = float(evaluate(candidates[index], generation, stage))
+            for index in range(rank, count, size):
+                alike = min(size, count - index)
+                fitness[index] = self._one(candidates[index], generation, stage, alike)
         except Exception as error:  # raised below, once the others know
             failure = error
         fitness, failed = _added_up(fitness, failure is not None)
@@ -102,7 +116,20 @@ def fanned_out(evaluate: Evaluate) -> EvaluateMany:
             )
         return fitness
 
-    return evaluate_many
+    def _one(self, candidate: State, generation: int, stage: int, alike: int) -> float:
+        fitness = float(self.evaluate(candidate, generation, stage))
+        self.on_progress(alike)
+        return fitness
+
+
+def fanned_out(evaluate: Evaluate) -> FannedOut:
+    """Return a function that evaluates many candidates, dealt over the ranks in turn.
+
+    Every rank ends with the fitness of all, so that all go on alike, and by numbers of one rank
+    each: also where two GPUs differ in the last bit. Where one rank fails it raises its own
+    error, and every other one a ``CheckFailedError``: nobody waits for a rank that is gone.
+    """
+    return FannedOut(evaluate)
 
 
 def from_first(produce: Callable[[], _T]) -> _T:

@@ -66,13 +66,13 @@ def identity_of(
     )
 
 
-def save_record(path: Path, identity: str, parent: State, history: list[GenerationRecord]) -> None:
-    """Write the record, whole or not at all."""
+def save_record(path: Path, identity: str, history: list[GenerationRecord]) -> None:
+    """Write the record of a history that is not empty, whole or not at all."""
     record = SearchRecord(
         schema=_SCHEMA,
         identity=identity,
         generation=len(history),
-        parent=parent,
+        parent=history[-1].winner,
         history=tuple(history),
     )
     atomic_write_json(path, record.model_dump(mode="json", by_alias=True))

@@ -2,12 +2,13 @@
 
 The randomness of a generation depends on the seed and its number alone, so that a search that was
 killed goes on from its last generation to the same result.
+Source: DarwinLM, after EvoPress; here the parent joins the last stage only.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,8 +71,6 @@ def evolve(
             asked for, or the state file is of another search.
         InvalidInputError: If the state file is damaged.
         CheckFailedError: If nobody in a last stage has a finite fitness.
-
-    Source: DarwinLM, after EvoPress. Here the parent joins the last stage only.
     """
     _check(start, groups, accept)
     own = identity_of(start, groups, settings, identity)
@@ -79,17 +78,16 @@ def evolve(
     parent = history[-1].winner if history else start
     with shown(settings, len(history)) as progress:
         search = _Search(groups, progress.counting(evaluate), settings, accept)
-        for number in range(len(history), settings.generations):
-            history.append(search.generation(parent, number))
-            parent = history[-1].winner
+        for record in search.records(parent, len(history)):
+            history.append(record)
             if place()[0] != 0:
                 continue
             if state_path is not None:
-                save_record(state_path, own, parent, history)
-            progress.chosen(history[-1])
+                save_record(state_path, own, history)
+            progress.chosen(record)
             if on_generation is not None:
-                on_generation(history[-1])
-    return EvolutionResult(parent, tuple(history))
+                on_generation(record)
+    return EvolutionResult(history[-1].winner, tuple(history))
 
 
 @dataclass(frozen=True)
@@ -99,8 +97,14 @@ class _Search:
     settings: EvolutionSettings
     accept: Accept | None
 
-    def generation(self, parent: State, number: int) -> GenerationRecord:
-        """Choose the next parent; all randomness comes from the seed and the number."""
+    def records(self, parent: State, first: int) -> Iterator[GenerationRecord]:
+        """Yield what each generation from number ``first`` on chose."""
+        for number in range(first, self.settings.generations):
+            record = self._generation(parent, number)
+            yield record
+            parent = record.winner
+
+    def _generation(self, parent: State, number: int) -> GenerationRecord:
         began = time.monotonic()
         stream = generator(self.settings.seed, f"evolution.generation{number}")
         wanted = self.settings.offspring
@@ -141,7 +145,9 @@ def _check_count(found: int, wanted: int, generation: int) -> None:
         raise UsageError(
             f"{wanted} offspring are asked for, but the start has only {found} neighbours that "
             "are accepted",
-            hint="Ask for fewer offspring, use more levels, or widen the budget's tolerance.",
+            hint=f"Ask for at most {found}, use more levels, or widen the budget's tolerance."
+            if found
+            else "Use more levels, or widen the budget's tolerance.",
         )
     if found == 0:
         raise UsageError(

@@ -53,7 +53,7 @@ def kill_after(process: subprocess.Popen[str], folder: Path, count: int) -> None
 
 def ended(process: subprocess.Popen[str]) -> str:
     """Wait for a search that ends well and return what it printed to stderr."""
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert out == ""
     return err
@@ -106,7 +106,7 @@ def test_ranks_go_on_from_the_state_of_one_process(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_where_one_rank_fails_nobody_waits_for_it(tmp_path: Path) -> None:
     process = start(tmp_path, "--fail-on-rank", "1", launcher=(*TORCHRUN, "2"))
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=300)
     assert process.returncode != 0
     assert "this rank ran into trouble" in err
     assert "rank 1 failed in stage 0 of generation 2" in err
@@ -117,7 +117,7 @@ def test_where_one_rank_fails_nobody_waits_for_it(tmp_path: Path) -> None:
 def test_a_state_that_cannot_be_read_ends_every_rank(tmp_path: Path) -> None:
     (tmp_path / "search.json").write_text("{")
     process = start(tmp_path, launcher=(*TORCHRUN, "2"))
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=300)
     assert process.returncode != 0
     assert "is not valid JSON" in err
     assert "rank 0 could not begin the search" in err

@@ -37,6 +37,14 @@ def test_every_generation_tells_its_number_the_best_fitness_and_the_time_left() 
     assert bar.notes[-1].endswith("  0 s left")
 
 
+def test_each_candidate_moves_the_bar_and_a_batch_does_so_at_once() -> None:
+    for evaluate, notes in [(fanned_out(noisy), 4), (lambda pool, g, s: [0.0] * len(pool), 2)]:
+        bar = Bar()
+        SearchProgress(bar, SETTINGS, 0).counting(evaluate)([START] * 3, 0, 0)
+        assert bar.done == 3
+        assert len(bar.notes) == notes
+
+
 def test_a_resumed_search_starts_where_it_was() -> None:
     bar = Bar()
     SearchProgress(bar, EvolutionSettings(generations=10), 4)
