@@ -36,6 +36,11 @@ class MethodConfig(StrictModel):
         """Whether planning looks at tokens: those that are given, or else those of a text."""
         return False
 
+    @property
+    def trains(self) -> bool:
+        """Whether planning trains a copy of the model."""
+        return False
+
     def files(self) -> tuple[str, ...]:
         """Return the paths of the user's text files that planning reads."""
         return ()

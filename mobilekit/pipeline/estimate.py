@@ -64,7 +64,9 @@ def _needs(recipe: Recipe, facts: ModelFacts, plan: ExportPlan | None) -> Iterat
     if recipe.compress:
         bytes_each = _WEIGHT_BYTES.get(recipe.model.dtype)
         loaded = facts.parameters * bytes_each if bytes_each else facts.weight_bytes
-        yield _alone("compress", _COMPRESS_COPIES * loaded + _calibration_text(recipe), loaded)
+        trained = any(config.trains for config in recipe.method_configs())
+        copies = _COMPRESS_COPIES * loaded + _TRAIN_BYTES * facts.parameters * trained
+        yield _alone("compress", copies + _calibration_text(recipe), loaded)
     if recipe.recover is not None:
         state = 12 * facts.parameters  # weights and moments, kept for resuming
         yield _alone("recover", _training(recipe.recover, facts), facts.weight_bytes + state)

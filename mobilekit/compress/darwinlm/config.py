@@ -152,6 +152,11 @@ class DarwinConfig(MethodConfig):
         """Every variant looks at tokens, but where nothing is removed."""
         return self.sparsity > 0.0
 
+    @property
+    def trains(self) -> bool:
+        """Whether candidates are fine-tuned."""
+        return self.needs_data and self.variant == "darwin"
+
     def unused(self) -> tuple[str, ...]:
         """Return the settings that have no effect on a plan."""
         unused: tuple[str, ...] = ()
