@@ -151,7 +151,7 @@ def _group(
     """Return ``count`` units of ``per_unit`` query heads each, and of a key-value head or none."""
     dim = found.head_dim
     widths = {"q": per_unit * dim, **({"k": dim, "v": dim} if takes_kv else {})}
-    slices = []
+    slices: list[Slice] = []
     for part, width in widths.items():
         name, offset = found.rows(part)
         slices += _rows(found.module, found.path, name, width, offset)

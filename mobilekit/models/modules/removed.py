@@ -52,12 +52,12 @@ class RemovedAttention(nn.Module):
         super().__init__()
         self.layer_idx = layer_idx
 
-    def forward(self, hidden_states: Tensor, *_: Any, **options: Any) -> tuple[Nothing, None]:
+    def forward(self, hidden_states: Tensor, **options: Any) -> tuple[Nothing, None]:
         """Add nothing, hidden states being (B, S, D); there are no attention weights."""
         # transformers 5.24 renamed it
         cache = options.get("cache", options.get("past_key_values"))
         if cache is not None and not isinstance(cache, DelegatedCache):
-            batch, length, _ = hidden_states.shape
+            batch, length = hidden_states.shape[:2]
             mark = hidden_states.new_zeros(batch, 1, length, 1)
             cache.update(mark, mark, self.layer_idx)
         return NOTHING, None

@@ -112,7 +112,7 @@ def uneven_attention(
         The output, shape (B, S, H, Dh), and the weights (B, H, S, T) where the function has any.
     """
     slots, view = module.head_slots, module.config
-    eager = sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
+    eager = sys.modules[type(module).__module__].eager_attention_forward
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(view.shared._attn_implementation, eager)
     module.config = view.shared  # the function may read its own name there
     try:
@@ -167,9 +167,10 @@ def shared_config(attention: Any) -> Any:
 
 def rebuild_slots_(model: nn.Module) -> None:
     """Make every index tensor of a model anew, on the device of its weights."""
+    module: Any
     for module in model.modules():
         if getattr(module, "head_slots", None) is not None:
-            module.head_slots.rebuild_(module.o_proj.weight.device)  # type: ignore[union-attr]
+            module.head_slots.rebuild_(module.o_proj.weight.device)
 
 
 AttentionInterface.register(UNEVEN, uneven_attention)
