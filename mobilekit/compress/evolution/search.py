@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 
 from mobilekit.core import console
 from mobilekit.core.errors import UsageError
+from mobilekit.core.files import check_writable
 from mobilekit.core.seeds import generator
 
 from .mutation import offspring
 from .progress import shown
 from .ranks import EvaluateMany, from_first, place
-from .record import GenerationRecord, identity_of, load_record, save_record
+from .record import GenerationRecord, SearchRecord, identity_of, load_record, save_record
 from .selection import select
 from .settings import EvolutionSettings
 from .space import Accept, Group, State, check_state, check_switches
@@ -69,7 +70,7 @@ def evolve(
     Raises:
         UsageError: If the start or a group is wrong, it has fewer neighbours than offspring are
             asked for, or the state file is of another search.
-        InvalidInputError: If the state file is damaged.
+        InvalidInputError, OutputError: If the state file is damaged, or cannot be written.
         CheckFailedError: If nobody in a last stage has a finite fitness.
     """
     _check(start, groups, accept)
@@ -133,7 +134,15 @@ def _check(start: State, groups: Sequence[Group], accept: Accept | None) -> None
 
 
 def _resumed(path: Path | None, own: str, groups: Sequence[Group]) -> list[GenerationRecord]:
-    record = from_first(lambda: load_record(path, own, groups)) if path is not None else None
+    """Return the generations that are written down, once it is sure that more can be."""
+    if path is None:
+        return []
+
+    def load() -> SearchRecord | None:
+        check_writable(path, path.parent)
+        return load_record(path, own, groups)
+
+    record = from_first(load)
     return list(record.history) if record is not None else []
 
 

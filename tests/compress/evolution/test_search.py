@@ -20,7 +20,7 @@ from mobilekit.compress.evolution import (
     uniform,
 )
 from mobilekit.compress.evolution.space import check_state
-from mobilekit.core.errors import CheckFailedError, InvalidInputError, UsageError
+from mobilekit.core.errors import CheckFailedError, InvalidInputError, OutputError, UsageError
 
 from .toy import (
     COSTS,
@@ -239,3 +239,16 @@ def test_half_a_file_and_a_folder_are_refused(tmp_path: Path) -> None:
         search(path)
     with pytest.raises(InvalidInputError, match="is a directory"):
         search(tmp_path)
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_evaluated(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "file").write_text("")
+
+    def evaluate(candidate: State, generation: int, stage: int) -> float:
+        raise AssertionError("nothing may be evaluated")
+
+    path = tmp_path / "file" / "search.json"
+    with pytest.raises(OutputError, match="file is a file"):
+        evolve(START, GROUPS, fanned_out(evaluate), SETTINGS, state_path=path)
