@@ -33,7 +33,7 @@ def finetune(model: nn.Module, batches: Sequence[Tensor], learning_rate: float =
     """
     trained: Any = model
     device = next(model.parameters()).device
-    sequences = [row for batch in batches for row in torch.atleast_2d(batch)]
+    sequences = [row for batch in batches for row in batch.reshape(-1, batch.shape[-1])]
     requires_grad = [(p, p.requires_grad) for p in model.parameters()]
     was_training = model.training
     loss = torch.tensor(math.nan)

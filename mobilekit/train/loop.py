@@ -179,7 +179,7 @@ class _Loop:
                 value += float(loss.detach())
                 # FSDP takes the mean of the ranks' gradients, where their losses add up
                 scaled = loss if ranks.size == 1 else loss * ranks.size
-                scaled.backward()  # type: ignore[no-untyped-call]
+                scaled.backward()
         is_late = time.monotonic() - self.saved_at > settings.checkpoint_seconds
         flags = [self.held.number is not None, is_late and ranks.is_first]
         value, asked, late = ranks.sums([value, *flags])

@@ -77,6 +77,11 @@ class Ranks:
         gather = getattr(tensor, "full_tensor", None)
         return tensor if gather is None else gather()
 
+    def held(self, tensor: Tensor) -> Tensor:
+        """Return what this rank holds of a tensor: it can be changed in place."""
+        local = getattr(tensor, "to_local", None)
+        return tensor if local is None else local()
+
     def part(self, whole: Tensor, like: Tensor) -> Tensor:
         """Return this rank's part of a tensor, cut as, and where, ``like`` is."""
         whole = whole.to(like.device)

@@ -53,7 +53,7 @@ class Trainee:
     def round_(self) -> None:
         """Round the weights as saving them will, and go on in float32."""
         for name, parameter in self.module.named_parameters():
-            held = parameter.to_local() if self._ranks.size > 1 else parameter
+            held = self._ranks.held(parameter)
             held.copy_(held.to(self._dtypes[name]).to(held.dtype))
 
     @torch.no_grad()

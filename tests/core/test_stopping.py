@@ -3,6 +3,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -82,3 +83,74 @@ def test_a_signal_that_the_shell_ignores_stays_ignored() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "True"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_postponed_signal_arrives_when_the_block_ends(number: signal.Signals) -> None:
+    heard: list[int] = []
+    before = signal.signal(number, lambda n, _: heard.append(n))
+    try:
+        with stopping.postponed() as held:
+            assert held.number is None
+            signal.raise_signal(number)
+            assert held.number == number
+            assert heard == []
+        assert heard == [number]
+        signal.raise_signal(number)  # heard as it was before
+        assert heard == [number] * 2
+    finally:
+        signal.signal(number, before)
+
+
+def interrupted_twice(*, patient: bool, reached: list[str]) -> None:
+    with stopping.postponed(patient=patient):
+        signal.raise_signal(signal.SIGINT)
+        reached.append("once")
+        signal.raise_signal(signal.SIGINT)
+        reached.append("twice")
+
+
+def test_asked_twice_it_does_not_wait() -> None:
+    reached: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_twice(patient=False, reached=reached)
+    assert reached == ["once"]
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_twice(patient=True, reached=reached)
+    assert reached == ["once", "once", "twice"]
+
+
+def fails_while_asked_to_stop() -> None:
+    with stopping.postponed():
+        signal.raise_signal(signal.SIGINT)
+        raise ValueError("mine")
+
+
+def test_a_block_that_fails_tells_of_its_own_failure() -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(ValueError, match="mine"):
+        fails_while_asked_to_stop()
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stopping.postponed() as held:
+            signal.raise_signal(signal.SIGINT)
+            assert held.number is None
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_thread_hears_no_signals_and_needs_none() -> None:
+    found: list[int | None] = []
+
+    def work() -> None:
+        with stopping.postponed() as held:
+            found.append(held.number)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [None]

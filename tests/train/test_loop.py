@@ -1,5 +1,9 @@
 import math
+import re
 import resource
+import signal
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -140,6 +144,91 @@ def test_a_loss_that_is_not_finite_stops_the_run():
     model = small_model()
     with pytest.raises(InvalidInputError, match="nan at step 1"):
         run_loop(model, lambda *_: model[0].weight.sum() * math.nan, SETTINGS)
+
+
+def test_a_run_that_diverged_leaves_neither_state_nor_bad_weights(tmp_path: Path):
+    model, state = small_model(), tmp_path / "state.safetensors"
+
+    def diverge(step: int, generator: torch.Generator) -> Tensor:
+        loss = fit_the_sum(model, step, generator)
+        return loss * math.inf if step == 12 else loss
+
+    with pytest.raises(InvalidInputError, match="inf at step 13"):
+        run_loop(model, diverge, SETTINGS, state_path=state)
+    assert not state.exists()
+    assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_parts_of_a_batch_are_one_step():
+    whole, cut = small_model(), small_model()
+
+    def halves(step: int, generator: torch.Generator) -> Iterator[Tensor]:
+        inputs = torch.randn(16, 4, generator=generator)
+        for part in inputs.chunk(2):
+            yield 0.5 * (cut(part).squeeze(1) - part.sum(dim=1)).square().mean()
+
+    expected = run_loop(whole, partial(fit_the_sum, whole), SETTINGS)
+    result = run_loop(cut, halves, SETTINGS)
+    assert result.losses == pytest.approx(expected.losses, abs=1e-6)
+    for first, second in zip(weights(whole), weights(cut), strict=True):
+        torch.testing.assert_close(first, second, atol=1e-6, rtol=0)
+
+
+def test_a_state_is_saved_when_so_much_time_has_passed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    clock = iter(range(10_000))  # every look at it is a second later
+    monkeypatch.setattr("mobilekit.train.loop.time.monotonic", lambda: float(next(clock)))
+    model, saved = small_model(), []
+    settings = replace(SETTINGS, checkpoint_every=1000, checkpoint_seconds=30.0)
+    run_loop(
+        model,
+        partial(fit_the_sum, model),
+        settings,
+        state_path=tmp_path / "state.safetensors",
+        on_checkpoint=lambda done, _: saved.append(done),
+    )
+    assert len(saved) > 2
+    assert saved[-1] == 20
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_stop_it_ends_the_step_and_saves_it(number: signal.Signals, tmp_path: Path):
+    state = tmp_path / "state.safetensors"
+    whole, stopped, resumed = small_model(), small_model(), small_model()
+    expected = run_loop(whole, partial(fit_the_sum, whole), SETTINGS)
+
+    def stop(step: int, generator: torch.Generator) -> Tensor:
+        if step == 12:
+            signal.raise_signal(number)
+        return fit_the_sum(stopped, step, generator)
+
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_loop(stopped, stop, SETTINGS, state_path=state)
+    finally:
+        signal.signal(number, before)
+    result = run_loop(resumed, partial(fit_the_sum, resumed), SETTINGS, state_path=state)
+    assert result.resumed_from == 13
+    assert result.losses == expected.losses
+    assert equal(weights(whole), weights(resumed))
+
+
+def test_progress_says_step_loss_speed_and_what_is_left(monkeypatch: pytest.MonkeyPatch):
+    notes: list[str] = []
+
+    class Bar:
+        def advance(self, amount: float = 1, note: str = "") -> None:
+            notes.append(note)
+
+    monkeypatch.setattr("mobilekit.core.console.progress", lambda *_, **__: nullcontext(Bar()))
+    model = small_model()
+    settings = replace(SETTINGS, tokens_a_step=128)
+    run_loop(model, partial(fit_the_sum, model), settings)
+    assert len(notes) == 21
+    assert re.fullmatch(r"step 20  loss \d+\.\d{3}  [\d,]+ tokens/s  0:00:00 left", notes[-1])
 
 
 def test_next_token_loss_looks_one_ahead():

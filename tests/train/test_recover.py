@@ -95,7 +95,15 @@ def run(model: Any, **changes: Any) -> Any:
         {"distill_weight": 1.5},
         {"temperature": 0.0},
         {"optimizer": "sgd"},
+        {"precision": "float16"},
         {"token": 5},
+        {"data": []},
+        {"heldout": ()},
+        {"data": 3},
+        {"batch_size": 8, "gradient_accumulation": 3},
+        {"tokens": 100, "warmup": 2},
+        {"checkpoint_every": 0},
+        {"max_gradient_norm": 0.0},
     ],
 )
 def test_settings_that_make_no_sense_are_refused(bad: dict[str, Any]):
@@ -108,6 +116,60 @@ def test_settings_come_back_from_json():
     assert RecoverConfig.model_validate_json(config.model_dump_json()) == config
     assert RecoverConfig(tokens=1, batch_size=2, sequence_length=8).steps == 1
     assert RecoverConfig(tokens=17, batch_size=2, sequence_length=8).steps == 2
+    files = RecoverConfig(data=["a.txt", "b.txt"], heldout="c.npy", warmup=3)
+    assert RecoverConfig.parse(files.model_dump(mode="json"), "it") == files
+    assert (files.warmup_steps, RecoverConfig().warmup_steps) == (3, 50)
+    assert RecoverConfig(tokens=8 * 256 * 70).warmup_steps == 7
+
+
+def test_training_that_does_not_help_leaves_the_weights_as_they_were(
+    capsys: pytest.CaptureFixture[str],
+):
+    for dtype in (torch.float32, torch.bfloat16):
+        before = copy.deepcopy(dense()).to(dtype)
+        model, changed = copy.deepcopy(before), copy.deepcopy(before)
+        result = run(model, learning_rate=3.0, objective=["next_token"])
+        assert result.kept == result.summary()["kept"] == "original"
+        assert result.heldout_loss_after >= result.heldout_loss_before
+        assert equal(weights(model), weights(before))
+        assert "did not lower the held-out loss" in capsys.readouterr().err
+        anyway = run(changed, learning_rate=3.0, objective=["next_token"], keep_better=False)
+        assert anyway.kept == "trained"
+        assert not equal(weights(changed), weights(before))
+        assert "did not lower" not in capsys.readouterr().err
+
+
+def test_bfloat16_products_train_float32_weights():
+    model = without_experts(dense(), [[0, 1], [2, 3]])
+    before = weights(model)
+    result = run(model, precision="bfloat16", tokens=4 * 16 * 40, objective=["next_token"])
+    exact = run(
+        without_experts(dense(), [[0, 1], [2, 3]]), tokens=4 * 16 * 40, objective=["next_token"]
+    )
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert not equal(weights(model), before)
+    assert result.losses != exact.losses
+    assert result.heldout_loss_after < result.heldout_loss_before - 0.5
+    assert result.heldout_loss_after == pytest.approx(exact.heldout_loss_after, abs=0.05)
+
+
+def test_gradient_accumulation_gives_the_same_run():
+    cut = run(without_experts(dense(), [[0, 1, 3], [2, 3]]), gradient_accumulation=4)
+    whole = run(without_experts(dense(), [[0, 1, 3], [2, 3]]))
+    assert cut.losses == pytest.approx(whole.losses, abs=2e-6)
+    assert cut.heldout_loss_after == pytest.approx(whole.heldout_loss_after, abs=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_every_family_learns(tiny_model: Any, tiny_name: str, precision: str):
+    model, tokenizer = copy.deepcopy(tiny_model), LetterTokenizer()
+    if hasattr(model.config, "output_router_logits"):
+        model.set_experts_implementation("eager")  # as a loaded checkpoint has it on a CPU
+    settings = {**SMALL, "tokens": 4 * 16 * 30, "learning_rate": 3e-3, "precision": precision}
+    config = RecoverConfig(**{**settings, "objective": ["next_token"]})
+    result = recover(model, config, tokenizer=tokenizer, data=rule_text(2000))
+    assert result.heldout_loss_after < result.heldout_loss_before - 0.3, tiny_name
+    assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
 
 
 def test_routing_of_layers_with_different_numbers_of_experts():
