@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from mobilekit.core.errors import UsageError
+from mobilekit.core.errors import InvalidInputError, UsageError
 from mobilekit.schema.bundle import Bundle
 from mobilekit.schema.manifest import Manifest
+from mobilekit.schema.plan import Plan
 
 from .card import card_of_bundle
-from .changes import weights_table
+from .changes import expert_rows, weights_table
 from .evidence import read_evidence
 from .numbers import count
+from .outcome import outcome
 from .page import build_card, render_environment
 from .tables import plain
 from .trust import parity_table
@@ -66,8 +69,17 @@ def _without_run(manifest: Manifest, repo: str, base_model: str | None) -> str:
         card=card_of_bundle(manifest, use, base_model),
         model=plain(model.get("class")),
         facts=facts,
-        methods=[str(plan.get("method")) for plan in manifest.plans],
+        methods=[(str(plan.get("method")), _outcome(plan)) for plan in manifest.plans],
         weights=weights_table(manifest),
         parity=parity_table(manifest),
         provenance=[(k, plain(v)) for k, v in manifest.provenance.items()],
     )
+
+
+def _outcome(data: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return what a plan of a bundle took away; nothing where it is of another version."""
+    try:
+        plan = Plan.parse(data, "plan")
+    except InvalidInputError:  # a manifest holds plans as they are, of whatever version made them
+        return []
+    return outcome(plan, expert_rows(plan))

@@ -23,7 +23,8 @@ def error_curves(plan: Plan, rows: Sequence[UnitRow]) -> list[tuple[str, str, st
     for unit, name in UNIT_NAMES.items():
         own = [row for row in rows if row.unit == unit]
         if any(error is not None for row in own for error in row.errors):
-            title = f"{BLOCK_NAMES[own[0].block]}: {name}".replace("attention", "Attention")
+            block = BLOCK_NAMES[own[0].block]
+            title = f"{block[0].upper()}{block[1:]}: {name}"
             charts.append((title, *_chart(own, _grid(grids.get(unit)))))
     return charts
 

@@ -26,10 +26,10 @@ def level_map(label: str, rows: Sequence[UnitRow]) -> str:
     layers = sorted({row.layer for row in rows})
     bands = -(-len(layers) // _MOST) or 1
     columns = max(_LEAST, -(-len(layers) // bands))
-    body, y = [], 0.0
+    body: list[str] = []
+    y = 0.0
     for start in range(0, len(layers), columns):
-        band, own = layers[start : start + columns], []
-        own, y = _band(cells, band, columns, y)
+        own, y = _band(cells, layers[start : start + columns], columns, y)
         body.extend(own)
     return svg.document(body, height=max(y, 20.0), label=label, kind="levels")
 
@@ -63,12 +63,12 @@ def _slot(row: UnitRow, at: float, width: float, top: float) -> str:
     if row.is_removed:
         parts.append(_crossed(at, wide, top, escape(row_title(row))))
     elif share is None:
-        middle = {"at": at + wide / 2, "y": top + _LANE / 2 + 4}
-        parts.append(svg.text("?", **middle, cls="tick", anchor="middle"))
+        middle = at + wide / 2
+        parts.append(svg.text("?", at=middle, y=top + _LANE / 2 + 4, cls="tick", anchor="middle"))
     else:
         height = _LANE * share
-        bar = {"at": at, "y": top + _LANE - height, "width": wide, "height": height}
-        parts.append(svg.rect(**bar, cls="fill"))
+        y = top + _LANE - height
+        parts.append(svg.rect(at=at, y=y, width=wide, height=height, cls="fill"))
     return "".join(parts)
 
 

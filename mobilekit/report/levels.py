@@ -86,7 +86,7 @@ def _cells(row: UnitRow) -> list[Cell | str]:
     if row.is_edited:
         level = num(level.text, "edited by hand")
     if row.is_removed:
-        kept = Cell("none", "num gone", f"{BLOCK_NAMES[row.block]} removed whole")
+        kept = Cell("none", "num gone", "removed whole")
     elif row.kept is None:
         kept = num("not recorded")
     else:

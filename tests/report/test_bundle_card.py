@@ -11,6 +11,8 @@ from mobilekit.core.errors import UsageError
 from mobilekit.report import bundle_card
 from mobilekit.schema.bundle import Bundle, open_bundle
 
+from .pruned import darwin_plan
+
 REPO = "someone/bundle"
 
 
@@ -48,3 +50,13 @@ def test_the_source_of_the_recipe_is_the_base_model(invented_run: Path) -> None:
     run.write_text(run.read_text().replace('"embedded",\n', '"someone/base",\n', 1))
     card = bundle_card(open_bundle(invented_run / "bundle"), REPO, run=invented_run)
     assert yaml.safe_load(card.split("---")[1])["base_model"] == "someone/base"
+
+
+def test_it_says_what_each_plan_took_away(invented_run: Path) -> None:
+    bundle = open_bundle(invented_run / "bundle")
+    plans = (darwin_plan(), {"method": "of a later version"})
+    manifest = bundle.manifest.model_copy(update={"plans": plans})
+    card = bundle_card(Bundle(bundle.root, manifest), REPO)
+    assert "\n\nCompressed by **darwinlm**.\n\n- parameters: 40.0 M → 25.0" in card
+    assert "\n- MLP removed whole: in 1 of 8 layers: layer 3\n\n" in card
+    assert "\n\nCompressed by **of a later version**.\n\n## Artifacts" in card

@@ -137,6 +137,52 @@ def test_curve_draws_finite_points_and_refuses_one() -> None:
     assert _texts(lonely) == ["too few points for a curve"]
 
 
+def _axis() -> lines.Axis:
+    return lines.span_of([0, 4], "step")
+
+
+def test_a_line_breaks_at_gaps_and_a_lone_value_is_a_dot() -> None:
+    points = [(0, 1.0), (1, 2.0), (2, None), (3, 1.5), (4, math.inf)]
+    root = _parse(lines.lines("fit", [lines.Line("a", points)], _axis(), y_name="fitness"))
+    assert [len(p.attrib["points"].split()) for p in _marks(root, "path")] == [2]
+    assert len(_marks(root, "dot")) == 1
+    nothing = _parse(lines.lines("fit", [lines.Line("a", [(0, None)])], _axis(), y_name="y"))
+    assert _texts(nothing) == ["no values were recorded"]
+
+
+@pytest.mark.parametrize(("low", "is_log"), [(0.011, False), (0.009, True), (0.0, False)])
+def test_the_axis_is_logarithmic_beyond_a_decade(low: float, is_log: bool) -> None:
+    item = lines.Line("a", [(0, 0.1), (4, low)])
+    root = _parse(lines.lines("fit", [item], _axis(), y_name="fitness"))
+    assert (_texts(root)[0] == "fitness, logarithmic") is is_log
+
+
+def test_values_stand_where_a_logarithmic_axis_says() -> None:
+    item = lines.Line("a", [(0, 100.0), (2, 1.0), (4, 0.01)])
+    root = _parse(lines.lines("fit", [item], _axis(), y_name="y"))
+    (path,) = _marks(root, "path")
+    down = [float(point.split(",")[1]) for point in path.attrib["points"].split()]
+    assert down == pytest.approx([0, 90, 180])
+
+
+@given(st.lists(st.floats(1e-100, 1e100), min_size=2, max_size=6))
+def test_lines_of_any_size_stay_inside_and_have_few_ticks(values: list[float]) -> None:
+    item = lines.Line("a", [(float(i), v) for i, v in enumerate(values)])
+    root = _parse(lines.lines("any", [item], lines.span_of([0, 5], "x"), y_name="y"))
+    (path,) = _marks(root, "path")
+    for point in path.attrib["points"].split():
+        assert -0.5 <= float(point.split(",")[1]) <= 180.5
+    assert 2 <= len(_marks(root, "grid")) <= 12
+
+
+def test_ticks_of_tiny_and_of_nearly_equal_values_are_apart() -> None:
+    for low, high in ((1e-14, 2e-14), (1.0, 1.0 + 1e-15), (3e-90, 3e-90)):
+        marks = svg.ticks(low, high)
+        assert marks == sorted(set(marks))
+        assert len(marks) >= 2
+    assert svg.tick(1e-14, [0.0, 1e-14]) == "1.0\u00a0×\u00a010⁻¹⁴"
+
+
 def _point(number: int, x: float, y: float) -> maps.Point:
     return maps.Point(number, f"p{number}", x, y, "circle", "after")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -17,60 +16,13 @@ from mobilekit.schema.plan import Plan
 from mobilekit.schema.result import Result
 from mobilekit.schema.run import RunRecord
 
+from .checked import check_page
+
 Documents = tuple[dict[str, Any], dict[str, Any], dict[str, Any], list[dict[str, Any]]]
-VOID = {"meta", "br", "hr", "img", "input", "link"}
-LOADERS = {"src", "href", "srcset", "action", "data", "poster", "xlink:href", "background"}
-
-
-class _Checker(HTMLParser):
-    """Keeps the stack of open tags, every reference, and the text outside of style and script."""
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.stack: list[str] = []
-        self.problems: list[str] = []
-        self.tags: list[str] = []
-        self.ids: list[str] = []
-        self.references: list[str] = []
-        self.text: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        names = [name for name, _ in attrs]
-        if len(names) != len(set(names)):
-            self.problems.append(f"{tag} repeats an attribute")
-        self.references += [value or "" for name, value in attrs if name in LOADERS]
-        self.ids += [value or "" for name, value in attrs if name == "id"]
-        if tag not in VOID:
-            self.stack.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in VOID:
-            self.stack.pop()
-
-    def handle_endtag(self, tag: str) -> None:
-        if not self.stack or self.stack[-1] != tag:
-            self.problems.append(f"</{tag}> closes {self.stack[-1:]} at {self.getpos()}")
-        else:
-            self.stack.pop()
-
-    def handle_data(self, data: str) -> None:
-        if self.stack[-1:] not in (["style"], ["script"]):
-            self.text.append(data)
-
-
-def _check(page: str) -> _Checker:
-    checker = _Checker()
-    checker.feed(page)
-    checker.close()
-    assert checker.problems == []
-    assert checker.stack == []
-    return checker
 
 
 def _words(page: str) -> str:
-    return " ".join(" ".join(_check(page).text).split())
+    return " ".join(" ".join(check_page(page).text).split())
 
 
 def _build(documents: Documents) -> str:
@@ -101,7 +53,7 @@ def test_write_leaves_a_page_and_a_card(invented_run: Path) -> None:
 
 def test_page_is_valid_and_loads_nothing(invented_run: Path) -> None:
     page = report.write(invented_run).read_text("utf-8")
-    found = _check(page)
+    found = check_page(page)
     assert page.startswith("<!doctype html>")
     assert all(reference.startswith("#") for reference in found.references)
     assert {r[1:] for r in found.references} <= set(found.ids)
@@ -155,7 +107,7 @@ def test_devices_never_share_a_chart_or_a_table(documents: Callable[[], Document
     for result in slower:
         result["memory"] = {**result["memory"], "counter": "Pss"}
     page = _build((record, plan, manifest, results + slower))
-    _check(page)
+    check_page(page)
     memory = page[page.index('id="memory"') : page.index('id="energy"')]
     host, other = memory.split("<h3>android, Invented Phone</h3>")
     assert ("VmHWM" in host, "Pss" in host) == (True, False)
@@ -211,7 +163,7 @@ def _poison(documents: Documents) -> Documents:
 
 def test_markup_in_any_text_stays_text(documents: Callable[[], Documents]) -> None:
     page = _build(_poison(documents()))
-    found = _check(page)
+    found = check_page(page)
     assert found.tags.count("script") == 1
     assert "<script>alert" not in page
     assert sum("<script>alert(1)</script>" in text for text in found.text) > 15
