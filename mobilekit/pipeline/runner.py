@@ -18,7 +18,7 @@ from mobilekit.schema.run import RUN_FILE, ModelPair, ModelRecord, RecoveryRecor
 from . import steps
 from .budget import check_budget
 from .environment import host, versions
-from .measuring import remove_stale
+from .measuring import published, remove_stale
 from .state import RunDirectory, check_run_directory, open_run
 
 
@@ -133,6 +133,7 @@ def _record(context: steps.Context, command: str) -> RunRecord:
         recovery=RecoveryRecord.parse(read_json(recovery), str(recovery))
         if context.recipe.recover is not None
         else None,
+        published=published(context),
     )
 
 
