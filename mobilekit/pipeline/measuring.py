@@ -15,12 +15,12 @@ from mobilekit.schema.bundle import Bundle, open_bundle
 from mobilekit.schema.published import PublishedFigures
 from mobilekit.schema.result import ArtifactRef, Result
 
-from .steps import hash_of, seeded
+from .context import hash_of, seeded
 
 if TYPE_CHECKING:
     from mobilekit.recipe import Recipe
 
-    from .steps import Context
+    from .context import Context
 
 
 @dataclass(frozen=True)
