@@ -2,7 +2,8 @@
 
 **The questions are synthetic, not Mobile-MMLU**: invented persons, four kinds of invented facts,
 2048 questions with one answer each, which the model saw in training (with other options). Training
-makes a small Qwen3-MoE that answers far above chance. Then AIMER removes 0 to 75 % of the experts,
+makes a small Qwen3-MoE that answers far above chance: it goes on until facts and letters are
+learnt, by one rule for every seed (``ladder_model``). Then AIMER removes 0 to 75 % of the experts,
 without recovery, and every model is exported at three precisions. Each *exported artifact* is
 asked all questions by the suite's own log-likelihood scorer, from CSV files with a key, and timed
 by the profiler. Sizes are those of the files.
@@ -24,18 +25,18 @@ import argparse
 import json
 import platform
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from ladder_facts import blind_share, invented_facts, write_questions
-from ladder_model import EXPERTS, SHAPE, TOP_K, Recipe, train
+from ladder_model import EXPERTS, SHAPE, STAGES_FILE, TOP_K, Recipe, train
 from ladder_report import markdown, summary
 
 import mobilekit as mk
 from mobilekit.core import console
-from mobilekit.core.files import atomic_write, atomic_write_json
+from mobilekit.core.files import atomic_write, atomic_write_json, read_json
 from mobilekit.evaluate import make_config, run_on
 from mobilekit.models import describe
 from mobilekit.schema.bundle import open_bundle
@@ -96,7 +97,7 @@ def prepare(args: argparse.Namespace, seed: int) -> None:
     facts = invented_facts(seed)
     write_questions(folder / "questions", facts, seed)
     if not (folder / "checkpoint").is_dir():
-        train(folder / "checkpoint", folder, facts, seed, Recipe(steps=args.steps))
+        train(folder / "checkpoint", folder, facts, seed, Recipe())
 
 
 def compress(rung: Rung) -> None:
@@ -205,7 +206,13 @@ def document(args: argparse.Namespace) -> dict[str, Any]:
         "note": "synthetic four-option questions on invented facts; not Mobile-MMLU",
         "seeds": args.seeds,
         "shape": {**SHAPE, "experts": EXPERTS, "experts_per_token": TOP_K},
-        "training": {"steps": args.steps, **vars(Recipe(steps=args.steps))},
+        "training": {
+            **asdict(Recipe()),
+            "seeds": {
+                str(seed): read_json(seed_folder(args.work, seed) / STAGES_FILE)["stages"]
+                for seed in args.seeds
+            },
+        },
         "prompt_tokens": prompt_tokens(first),
         "blind_share": blind_share(),
         "threads": args.threads,
@@ -224,7 +231,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--work", type=Path, required=True, help="folder that a run goes on from")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--steps", type=int, default=Recipe().steps)
     parser.add_argument("--threads", type=int, default=1, help="of evaluation and profiling")
     parser.add_argument("--train-threads", type=int, default=2)
     parser.add_argument("--repetitions", type=int, default=400)

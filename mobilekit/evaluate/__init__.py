@@ -2,8 +2,8 @@
 
 ``run_on`` opens a checkpoint or an artifact and does what a recipe says, ``run`` takes an open
 runtime; ``perplexity`` and ``mobile_mmlu`` are the suites as functions. ``rescore`` scores letters
-that came back from a device, ``compare`` tests two results against each other, ``published`` gives
-the figures of others.
+that came back from a device, ``compare`` tests two results against each other, ``published`` and
+``published_on`` give the figures of others.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .artifacts import cannot_run, make_config, make_configs, run_on, summary_li
 from .comparison import compare, comparison_line
 from .config import MobileMMLUConfig, PerplexityConfig, SuiteConfig
 from .outcome import Control, Outcome, Suite
-from .reference import published
+from .reference import published, published_on
 from .rescoring import read_result, rescore
 from .submission import write_submission
 
@@ -147,6 +147,7 @@ __all__ = [
     "mobile_mmlu",
     "perplexity",
     "published",
+    "published_on",
     "read_result",
     "rescore",
     "run",

@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from mobilekit import evaluate
 from mobilekit.core import console
-from mobilekit.core.files import atomic_write_json, sha256_json
+from mobilekit.core.files import atomic_write_json, read_json, sha256_json
 from mobilekit.profile.config import ProfileConfig
 from mobilekit.schema.bundle import Bundle, open_bundle
+from mobilekit.schema.published import PublishedFigures
 from mobilekit.schema.result import ArtifactRef, Result
 
-from .steps import hash_of, seeded
+from .context import hash_of, seeded
 
 if TYPE_CHECKING:
     from mobilekit.recipe import Recipe
 
-    from .steps import Context
+    from .context import Context
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,17 @@ def _evaluate(
         return f"{subject.id}: {evaluate.summary_line(result)}"
 
     context.do("evaluate", step_id, inputs, [output], work)
+
+
+def published(context: Context) -> tuple[PublishedFigures, ...]:
+    """Return what others published on the question sets that this run asked, a set once."""
+    found = {}
+    for name in sorted(context.directory.written):
+        if name.startswith("results/evaluate-mobile_mmlu-"):
+            figures = evaluate.published_on(read_json(context.root / name)["metrics"]["dataset"])
+            if figures is not None:
+                found[figures.dataset] = figures
+    return tuple(found.values())
 
 
 def remove_stale(context: Context) -> None:

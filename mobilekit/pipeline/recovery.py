@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mobilekit.core.files import atomic_write_json, sha256_file
 from mobilekit.models import load, save
@@ -13,14 +12,11 @@ from mobilekit.models.inspect import class_name, read_config
 from mobilekit.train.ranks import launched
 from mobilekit.train.recover import RecoverConfig, RecoverResult, check_ranks, recover
 
-if TYPE_CHECKING:
-    from .steps import Context
+from .context import Context, hash_of
 
 
 def recover_step(context: Context, config: RecoverConfig) -> None:
     """Train the compressed checkpoint of a run, its source as the teacher, unless that is done."""
-    from .steps import hash_of
-
     inputs = {
         "student": hash_of(context.compressed),
         "teacher": hash_of(context.source),

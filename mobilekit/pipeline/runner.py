@@ -17,8 +17,10 @@ from mobilekit.schema.run import RUN_FILE, ModelPair, ModelRecord, RecoveryRecor
 
 from . import steps
 from .budget import check_budget
+from .context import Context, hash_of
 from .environment import host, versions
-from .measuring import remove_stale
+from .measuring import published, remove_stale
+from .preflight import estimate, preflight, step_names
 from .state import RunDirectory, check_run_directory, open_run
 
 
@@ -51,13 +53,11 @@ def run(
     """
     recipe = _as_recipe(recipe)
     check_run_directory(Path(out), resume=resume)  # first: it takes no time
-    source = steps.preflight(recipe)
+    source = preflight(recipe)
     with open_run(Path(out), resume=resume) as directory:
         shown = command or f"mobilekit run recipe.yaml --out {out}"
-        needs = {need.step: need for need in steps.estimate(recipe, source)}
-        context = steps.Context(
-            recipe, directory, source, _created(directory), needs, ignore_estimates
-        )
+        needs = {need.step: need for need in estimate(recipe, source)}
+        context = Context(recipe, directory, source, _created(directory), needs, ignore_estimates)
         _announce(context)
         failures = _carry_out(context, shown)
     if failures:
@@ -82,7 +82,7 @@ def _created(directory: RunDirectory) -> str:
     return str(read_json(path)["created"])
 
 
-def _carry_out(context: steps.Context, command: str) -> list[str]:
+def _carry_out(context: Context, command: str) -> list[str]:
     """Do every step of the recipe; return the checks that failed."""
     steps.compress(context)
     steps.recover(context)
@@ -101,9 +101,9 @@ def _carry_out(context: steps.Context, command: str) -> list[str]:
     return failures
 
 
-def _announce(context: steps.Context) -> None:
+def _announce(context: Context) -> None:
     """Print the plan with its estimates; refuse one that does not fit the machine."""
-    names = steps.step_names(context.recipe)
+    names = step_names(context.recipe)
     facts = describe(context.source)
     headline = (
         f"Plan   {facts['class']}, {facts['parameters'] / 1e6:.2f} M parameters · "
@@ -115,7 +115,7 @@ def _announce(context: steps.Context) -> None:
     check_needs(needs, places, ignore_estimates=context.ignore_estimates)
 
 
-def _record(context: steps.Context, command: str) -> RunRecord:
+def _record(context: Context, command: str) -> RunRecord:
     root = context.directory.root
     final = context.checkpoint
     before = _model_record(context.source, None)
@@ -133,6 +133,7 @@ def _record(context: steps.Context, command: str) -> RunRecord:
         recovery=RecoveryRecord.parse(read_json(recovery), str(recovery))
         if context.recipe.recover is not None
         else None,
+        published=published(context),
     )
 
 
@@ -140,7 +141,7 @@ def _model_record(path: Path, shown: str | None) -> ModelRecord:
     facts = describe(resolve(path))
     return ModelRecord.parse(
         {
-            "hash": steps.hash_of(path),
+            "hash": hash_of(path),
             "class": facts["class"],
             "parameters": facts["parameters"],
             "active_parameters": facts["active_parameters"],

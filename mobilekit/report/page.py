@@ -23,6 +23,7 @@ from .evidence import Evidence, by_device, read_evidence
 from .headline import headline
 from .markdown import escape_markdown
 from .numbers import moment
+from .published import published
 from .quality import quality
 from .questions import questions
 from .speed import speed
@@ -138,6 +139,7 @@ def _views(evidence: Evidence) -> dict[str, Any]:
         "speeds": [speed(subjects(part), name) for name, part in devices.items()],
         "quality": quality(found),
         "questions": questions(found),
+        "published": published(evidence.run, found),
         "parts": attribution(first, found),
         "changes": done,
         "trust": trust(evidence, subjects(evidence)),

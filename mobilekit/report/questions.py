@@ -1,6 +1,6 @@
 """The question set: accuracy with intervals and paired tests, by category and field, and its cost.
 
-Every figure is from results of this run; published ones are not among them.
+Every figure is from results of this run; ``published`` keeps those of others apart.
 """
 
 from __future__ import annotations

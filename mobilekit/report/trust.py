@@ -184,6 +184,12 @@ def _question_limits(found: Sequence[Subject]) -> list[str]:
     return limits
 
 
+def _origin(*, quotes: bool) -> str:
+    if quotes:
+        return "Every figure was measured here, unless it says modelled or published."
+    return "Every figure was measured here, unless it says modelled; none is quoted."
+
+
 def _limits(evidence: Evidence, found: Sequence[Subject]) -> list[str]:
     """Return what the figures do not show, as far as it applies to this run."""
     limits = []
@@ -224,5 +230,5 @@ def _limits(evidence: Evidence, found: Sequence[Subject]) -> list[str]:
     if "unavailable" in statuses:
         limits.append("Energy was not measurable on this machine, so no figure is given for it.")
     if classes:
-        limits.append("Every figure was measured here, unless it says modelled; none is quoted.")
+        limits.append(_origin(quotes=any(one.models for one in evidence.run.published)))
     return limits or ["Nothing was measured yet, so there is nothing to conclude."]

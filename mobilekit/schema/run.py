@@ -12,6 +12,7 @@ from mobilekit.core.files import read_json
 from mobilekit.core.strict import StrictModel
 
 from .contract import Contract
+from .published import PublishedFigures
 
 RUN_SCHEMA: Final = "mobilekit.run/1"
 RUN_FILE = "run.json"
@@ -76,6 +77,9 @@ class RunRecord(Contract):
     steps: tuple[StepRecord, ...] = ()
     models: ModelPair | None = None
     recovery: RecoveryRecord | None = None
+    published: tuple[PublishedFigures, ...] = Field(
+        (), description="Of others, on the published question sets that were asked."
+    )
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as plain JSON values."""

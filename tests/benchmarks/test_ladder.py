@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import random
 from collections import Counter
 from pathlib import Path
@@ -65,6 +66,53 @@ def test_who_knows_all_and_reads_no_option_is_as_good_as_said(facts_of: ModuleTy
         by_value.setdefault(fact.value, Counter())[facts_of.ask(fact, rng)[1]] += 1
     best = sum(max(letters.values()) for letters in by_value.values()) / 60_000
     assert best == pytest.approx(facts_of.blind_share(), abs=0.01)
+
+
+def _trained(module: Any, folder: Path, **recipe: Any) -> dict[str, bytes]:
+    """Teach a few facts for a few steps; return the files of the checkpoint."""
+    model = module("ladder_model")
+    few = module("ladder_facts").invented_facts(0)[:64]
+    settings = {"look_every": 2, "fresh": 8, "final_steps": 3, "rows": 4, "packs": 2, **recipe}
+    folder.mkdir(exist_ok=True)
+    model.train(folder / "checkpoint", folder, few, 0, model.Recipe(**settings))
+    return {path.name: path.read_bytes() for path in (folder / "checkpoint").iterdir()}
+
+
+def _stages(folder: Path) -> dict[str, Any]:
+    stages: dict[str, Any] = json.loads((folder / "stages.json").read_text())["stages"]
+    return stages
+
+
+def test_a_stage_lasts_until_its_goal_is_met_or_its_steps_are_used_up(
+    module: Any, tmp_path: Path
+) -> None:
+    _trained(module, tmp_path / "never", recalled=1.0, answered=1.0, most_steps=4)
+    assert [stage["steps"] for stage in _stages(tmp_path / "never").values()] == [4, 8]
+    assert all(stage["right"] < 1 for stage in _stages(tmp_path / "never").values())
+    _trained(module, tmp_path / "at-once", recalled=0.0, answered=0.0, most_steps=4)
+    assert [stage["steps"] for stage in _stages(tmp_path / "at-once").values()] == [0, 0]
+
+
+def test_an_interrupted_course_ends_in_the_same_checkpoint(
+    module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = {"recalled": 1.0, "answered": 1.0, "most_steps": 4}
+    whole = _trained(module, tmp_path / "whole", **recipe)
+    model = module("ladder_model")
+    loss, calls = model._loss, Counter[str]()
+
+    def stop_at_times(*given: Any) -> Any:
+        calls["loss"] += 1
+        if calls["loss"] in (3, 8, 13):  # in each of the stages
+            raise KeyboardInterrupt
+        return loss(*given)
+
+    monkeypatch.setattr(model, "_loss", stop_at_times)
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            _trained(module, tmp_path / "parts", **recipe)
+    assert _trained(module, tmp_path / "parts", **recipe) == whole
+    assert _stages(tmp_path / "parts") == _stages(tmp_path / "whole")
 
 
 def _variant(sparsity: float, precision: str, right: range, seed: int = 0) -> dict[str, Any]:

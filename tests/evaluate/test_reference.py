@@ -38,3 +38,26 @@ def test_the_table_is_the_published_one() -> None:
 def test_field_means_are_those_of_the_source(model: str, accuracy: float) -> None:
     fields = evaluate.published()["fields"]
     assert mean(row[model] for row in fields.values()) == pytest.approx(accuracy, abs=5e-4)
+
+
+def test_only_the_set_that_they_are_of_has_figures() -> None:
+    found = evaluate.published_on({"name": "Mobile-MMLU", "is_mobile_mmlu": True})
+    assert found is not None
+    assert (found.questions, found.reason) == (16_186, None)
+    assert {one.model: one.accuracy for one in found.models} == {
+        one["model"]: one["mobile_mmlu"] for one in evaluate.published()["models"]
+    }
+    assert {one.group for one in found.models} == {"mobile", "general"}
+
+
+def test_figures_on_the_full_set_are_none_on_pro() -> None:
+    found = evaluate.published_on({"name": "Mobile-MMLU-Pro", "is_mobile_mmlu": True})
+    assert found is not None
+    assert found.models == ()
+    assert found.reason
+
+
+@pytest.mark.parametrize("name", ["mobilekit-sample-80", "local:mine", "Mobile-MMLU"])
+def test_a_set_that_is_not_the_published_one_has_none(name: str) -> None:
+    assert evaluate.published_on({"name": name, "is_mobile_mmlu": False}) is None
+    assert evaluate.published_on({"name": name}) is None
