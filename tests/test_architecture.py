@@ -37,7 +37,7 @@ ALLOWED = {
     "cli": EVERY,
 }
 # folders of compress/ that are no methods, but what methods share
-INSTRUMENTS = {"evolution"}
+INSTRUMENTS = {"evolution", "obs"}  # what several methods share
 
 
 def _modules() -> list[tuple[str, Path]]:
