@@ -230,6 +230,14 @@ def test_gradients_flow_past_what_is_gone_and_through_uneven_heads() -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma3", "phi3"])
+def test_it_compiles_to_one_graph(name: str) -> None:
+    edits: list[Edit] = [remove("attention", 0), head(1, 0, 1, 3), remove("mlp", 2)]
+    small = narrowed(MODELS(name), edits)
+    compiled: Any = torch.compile(small, backend="eager", fullgraph=True)
+    torch.testing.assert_close(logits(compiled), logits(small), atol=1e-6, rtol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen2-window", "gemma2", "gemma3"])
 @pytest.mark.parametrize("gone", [(0,), (0, 1), (0, 2), (1, 2)])
 def test_lengths_stay_true_in_every_cache(name: str, gone: tuple[int, ...]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .cache import DelegatedCache
@@ -28,12 +29,17 @@ class Nothing:
 NOTHING = Nothing()
 
 
+def _nothing(hidden_states: Tensor) -> Tensor | Nothing:
+    """Return what adds nothing to a stream: a zero for TorchDynamo, which adds tensors only."""
+    return hidden_states.new_zeros(1) if torch.compiler.is_dynamo_compiling() else NOTHING
+
+
 class RemovedMLP(nn.Module):
     """An MLP that is gone."""
 
-    def forward(self, _hidden_states: Tensor) -> Nothing:
-        """Add nothing."""
-        return NOTHING
+    def forward(self, hidden_states: Tensor) -> Tensor | Nothing:
+        """Add nothing to the stream that hidden states, (B, S, D), come from."""
+        return _nothing(hidden_states)
 
 
 class RemovedAttention(nn.Module):
@@ -52,7 +58,7 @@ class RemovedAttention(nn.Module):
         super().__init__()
         self.layer_idx = layer_idx
 
-    def forward(self, hidden_states: Tensor, **options: Any) -> tuple[Nothing, None]:
+    def forward(self, hidden_states: Tensor, **options: Any) -> tuple[Tensor | Nothing, None]:
         """Add nothing, hidden states being (B, S, D); there are no attention weights."""
         # transformers 5.24 renamed it
         cache = options.get("cache", options.get("past_key_values"))
@@ -60,7 +66,7 @@ class RemovedAttention(nn.Module):
             batch, length = hidden_states.shape[:2]
             mark = hidden_states.new_zeros(batch, 1, length, 1)
             cache.update(mark, mark, self.layer_idx)
-        return NOTHING, None
+        return _nothing(hidden_states), None
 
 
 def has_attention(layer: Any) -> bool:
