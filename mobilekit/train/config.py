@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from mobilekit.core.strict import StrictModel
 
@@ -74,12 +74,19 @@ class RecoverConfig(StrictModel):
     )
     seed: int = Field(0, ge=0, description="Seed of the batches.")
 
+    @field_validator("data", "heldout", mode="before")
+    @classmethod
+    def _names(cls, value: object, info: ValidationInfo) -> object:
+        entries = value if isinstance(value, tuple) else (value,)
+        may_lack = value is None and info.field_name == "heldout"
+        if not may_lack and not (entries and all(isinstance(e, str) and e for e in entries)):
+            raise ValueError("the name of a file, or a list of names")
+        return value
+
     @model_validator(mode="after")
     def _settings_agree(self) -> Self:
         if len(set(self.objective)) != len(self.objective):
             raise ValueError("each objective once")
-        if self.data == () or self.heldout == ():
-            raise ValueError("at least one file in data and heldout")
         if self.batch_size % self.gradient_accumulation:
             raise ValueError("a batch_size that gradient_accumulation divides")
         if self.warmup is not None and self.warmup > self.steps:

@@ -91,8 +91,7 @@ def open_corpus(
     elif data is None and config.data == EMBEDDED:
         rest = _ids(config, EMBEDDED, tokenizer, is_heldout=True)
     else:
-        cut = max(0, len(ids) - max(config.sequence_length, int(len(ids) * _HELDOUT_SHARE)))
-        ids, rest = ids[:cut], ids[cut:]
+        ids, rest = _split(ids, config.sequence_length)
     facts = [
         _check(tokens, name, config.sequence_length, vocab_size, padding_id)
         for tokens, name in ((ids, "training"), (rest, "held-out"))
@@ -151,6 +150,18 @@ def _from_text(tokenizer: Any, text: str) -> Ids:
     from mobilekit.data.text import encode
 
     return np.array(encode(tokenizer, text), dtype=np.uint32)
+
+
+def _split(tokens: Ids, length: int) -> tuple[Ids, Ids]:
+    """Return training tokens, and the last tenth of all, at least a sequence, to judge by."""
+    if len(tokens) < 2 * length:
+        raise InvalidInputError(
+            f"the training text holds {len(tokens)} tokens, a sequence needs {length}, and one "
+            "more is held out",
+            hint="Give a longer text, a text of its own as heldout, or a smaller sequence_length.",
+        )
+    cut = len(tokens) - max(length, int(len(tokens) * _HELDOUT_SHARE))
+    return tokens[:cut], tokens[cut:]
 
 
 def _check_mixture(paths: tuple[str, ...]) -> None:

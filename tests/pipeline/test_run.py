@@ -150,6 +150,9 @@ def test_without_resume_an_existing_run_is_refused(moe_checkpoint: Path, tmp_pat
         {"evaluate": [{"suite": "perplexity", "data": "absent.txt"}]},
         {"evaluate": [{"suite": "perplexity", "window": 100}], "export": {"context_length": 32}},
         {"compress": [], "model": {"source": "embedded", "dtype": "float16"}},
+        {"recover": {"data": "absent.npy"}},
+        {"recover": {"data": ["pyproject.toml"], "heldout": "absent.txt"}},
+        {"recover": {"optimizer": "sgd"}},
         {"budget": {"file_mb": 1}},
         {"budget": {"peak_memory_mb": 1}, "export": {"targets": ["onnx"]}},
     ],
@@ -212,6 +215,37 @@ def test_the_recipes_seed_reaches_recovery(moe_checkpoint: Path, tmp_path: Path)
         assert record.recovery is not None
         curves.append(record.recovery.curve)
     assert curves[0] != curves[1]
+
+
+def test_recovery_reads_the_users_files_and_anew_where_they_changed(
+    moe_checkpoint: Path, tmp_path: Path
+) -> None:
+    text, tokens = tmp_path / "text.txt", tmp_path / "tokens.npy"
+    text.write_text("one text of a few words, again and again and again " * 9)
+    np.save(tokens, np.arange(200, dtype=np.uint16))
+    training = {"tokens": 64, "batch_size": 2, "sequence_length": 32, "learning_rate": 1e-3}
+    training |= {"data": [str(text)], "heldout": str(tokens)}
+    steps = recipe(moe_checkpoint, recover=training, evaluate=[])
+    first = mk.run(steps, tmp_path / "run")
+    assert first.recovery is not None
+    assert all(cached(mk.run(steps, tmp_path / "run", resume=True)).values())
+    np.save(tokens, np.arange(200, dtype=np.uint16)[::-1].copy())
+    again = mk.run(steps, tmp_path / "run", resume=True)
+    assert cached(again) == {"compress compressed": True, "recover checkpoint": False}
+    assert again.recovery is not None
+    assert again.recovery.loss_before != first.recovery.loss_before
+    assert again.recovery.curve == first.recovery.curve
+
+
+def test_the_record_is_of_the_weights_that_were_kept(moe_checkpoint: Path, tmp_path: Path) -> None:
+    training = {"tokens": 64, "batch_size": 2, "sequence_length": 32, "learning_rate": 9.0}
+    record = mk.run(recipe(moe_checkpoint, recover=training, evaluate=[]), tmp_path / "run")
+    assert record.recovery is not None
+    assert record.recovery.loss_after == record.recovery.loss_before
+    assert record.steps[1].detail.endswith(": the weights stay as they were")
+    trained, pruned = (mk.load(tmp_path / "run" / n) for n in ("checkpoint", "compressed"))
+    with torch.no_grad():
+        assert torch.equal(trained(IDS).logits, pruned(IDS).logits)
 
 
 def interruptible() -> None:
