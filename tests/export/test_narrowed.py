@@ -153,6 +153,19 @@ def test_one_attention_is_enough(target: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_few_bit_projections_of_uneven_layers(model: Any, precision: str, tmp_path: Path) -> None:
+    artifact = lower(model, "onnx", tmp_path, precision)
+    spec = ExportSpec(Precision(precision), T)
+    reference = BACKENDS.get("onnx").reference(model, family_of(model), spec)
+    runtime = artifact.runtime()
+    for start, end in SPANS:
+        found = runtime.forward(TOKENS[start:end], start)
+        expected = reference.forward(TOKENS[start:end], start)
+        assert np.median(np.abs(found - expected)) < 1e-3  # a level may tip over here and there
+
+
+@pytest.mark.slow
 def test_the_stock_runner_takes_layers_without_attention(tmp_path: Path) -> None:
     og = pytest.importorskip("onnxruntime_genai")
     edits: list[Edit] = [

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from mobilekit.models import load, save
 from mobilekit.models.families import family_of
-from mobilekit.models.modules.removed import RemovedAttention
-from mobilekit.models.modules.uneven import HeadSlots
+from mobilekit.models.modules.removed import RemovedAttention, has_attention
+from mobilekit.models.modules.uneven import HeadSlots, shared_config
 from mobilekit.runtime.torch import TorchRuntime
 from mobilekit.schema.plan import Edit
 
@@ -93,6 +93,8 @@ def test_it_computes_what_the_whole_model_does_with_silent_units(
     loaded: Any = load(save(small, tmp_path / "out"), device="cpu")
     assert torch.equal(logits(loaded), found)
     assert torch.equal(generated(loaded), wanted)
+    attentions = [one.self_attn for one in loaded.model.layers if has_attention(one)]
+    assert all(shared_config(attention) is loaded.config for attention in attentions)
     assert counts(loaded.config) == counts(small.config)
     again = load(save(loaded, tmp_path / "again"), device="cpu")
     assert torch.equal(logits(again), found)

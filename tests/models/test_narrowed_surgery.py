@@ -15,7 +15,7 @@ from torch import nn
 from mobilekit.core.errors import InvalidInputError, UnsupportedModelError, UsageError
 from mobilekit.models import describe, load, save
 from mobilekit.models.families import family_of
-from mobilekit.models.lineage import provenance, record
+from mobilekit.models.lineage import Provenance, provenance, record
 from mobilekit.models.modules.uneven import LayerConfig
 from mobilekit.models.rewrite import save_cut
 from mobilekit.models.stored import open_stored
@@ -264,6 +264,33 @@ def test_files_are_cut_to_what_memory_gives(name: str, edits: list[Edit], tmp_pa
     path = save_cut(stored, result, _units(edits), tmp_path / "file")
     for file in ("model.safetensors", "config.json", "plan.json"):
         assert (path / file).read_bytes() == (through_memory / file).read_bytes()
+
+
+def test_what_was_cut_and_then_removed_leaves_the_files_too(tmp_path: Path) -> None:
+    source = save(copy.deepcopy(MODELS("gemma3")), tmp_path / "source")
+    steps: list[list[Edit]] = [
+        [head(0, 0, 1, 2), channel(1, 4, 5, 6), channel(2, 0, 3)],
+        [remove("attention", 0), channel(1, 0, 2), remove("mlp", 2)],
+    ]
+    through_memory = save(narrowed(load(source, device="cpu"), *steps), tmp_path / "memory")
+    assert torch.isfinite(logits(load(through_memory, device="cpu"))).all()
+    stored = open_stored(source)
+    result = stored.model
+    for edits in steps:
+        result = copy_for(result, edits)
+        restructure_(result, edits)
+    record(result, narrowed_history(stored.model, steps))
+    kept = {**_units(steps[0]), ("channel", 1): (4, 6)}
+    path = save_cut(stored, result, kept, tmp_path / "file")
+    for file in ("model.safetensors", "config.json", "plan.json"):
+        assert (path / file).read_bytes() == (through_memory / file).read_bytes()
+
+
+def narrowed_history(model: nn.Module, steps: list[list[Edit]]) -> Provenance:
+    history = provenance(model)
+    for edits in steps:
+        history = history.applied(plan_of(edits))
+    return history
 
 
 def test_heads_cut_in_two_ways_cannot_be_traced_on_disk(tmp_path: Path) -> None:
