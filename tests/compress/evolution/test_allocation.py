@@ -77,6 +77,13 @@ def test_other_costs_never_exceed_the_budget_and_come_as_near_as_is_said(
     assert result.error <= brute_force(errors, costs, Fraction(budget) - given_away)
 
 
+def test_a_budget_that_is_missed_by_less_than_a_step_is_not_exceeded() -> None:
+    one = 0.25 * (1 + 1e-8)  # four cost a hundred-millionth more than the budget
+    result = allocate([[1.0, 0.0]] * 4, [[0.0, one]] * 4, 1.0)
+    assert sum(result.levels) == 3
+    assert allocate([[1.0, 0.0]] * 4, [[0.0, 0.25 * (1 - 1e-8)]] * 4, 1.0).error == 0.0
+
+
 def test_the_order_of_members_does_not_change_how_good_it_is() -> None:
     draws = random.Random(0)
     errors = [[draws.random() for _ in range(8)] for _ in range(20)]
