@@ -128,10 +128,25 @@ def steps_saved(state: Path) -> int:
 def stop_at(
     process: subprocess.Popen[str], state: Path, step: int, number: signal.Signals
 ) -> tuple[str, str]:
-    """Send a signal to a process and all its children once so many steps are saved."""
+    """Send a signal to a process, and kill its children with it, once so many steps are saved."""
     deadline = time.monotonic() + 240
     while steps_saved(state) < step and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
     assert process.poll() is None, process.communicate()[1]
-    os.killpg(process.pid, number)
+    # torchrun passes on what asks it to stop, but its ranks outlive it when it is killed
+    children = _children(process.pid) if number == signal.SIGKILL else []
+    for pid in (process.pid, *children):
+        os.kill(pid, number)
     return process.communicate(timeout=120)
+
+
+def _children(pid: int) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended meanwhile
+            continue
+        if int(fields[1]) == pid:
+            found.append(int(path.parent.name))
+    return found

@@ -124,7 +124,7 @@ def test_a_batch_that_cannot_be_shared_is_refused_once(
 
 def test_ranks_must_divide_the_batch() -> None:
     check_ranks(RecoverConfig(batch_size=8, gradient_accumulation=2), Ranks(size=4))
-    with pytest.raises(UsageError, match="batch_size 8 cannot be shared by 3 ranks$"):
+    with pytest.raises(UsageError, match="batch_size 8 cannot be shared by 3 ranks\n"):
         check_ranks(RecoverConfig(batch_size=8), Ranks(size=3))
     with pytest.raises(UsageError, match="8 cannot be shared by 4 ranks, each in 4 parts"):
         check_ranks(RecoverConfig(batch_size=8, gradient_accumulation=4), Ranks(size=4))
