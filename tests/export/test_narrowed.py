@@ -158,11 +158,14 @@ def test_few_bit_projections_of_uneven_layers(model: Any, precision: str, tmp_pa
     artifact = lower(model, "onnx", tmp_path, precision)
     spec = ExportSpec(Precision(precision), T)
     reference = BACKENDS.get("onnx").reference(model, family_of(model), spec)
-    runtime = artifact.runtime()
+    runtime, differences = artifact.runtime(), []
     for start, end in SPANS:
         found = runtime.forward(TOKENS[start:end], start)
         expected = reference.forward(TOKENS[start:end], start)
-        assert np.median(np.abs(found - expected)) < 1e-3  # a level may tip over here and there
+        differences.append(np.abs(found - expected).max())
+    # equal, until an activation falls between two levels within rounding error
+    assert min(differences) < 1e-5
+    assert max(differences) < 0.2  # of logits up to 4
 
 
 @pytest.mark.slow
