@@ -17,7 +17,7 @@ EPILOG = (
 
 @command
 def main(
-    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="UTF-8 text files.")],
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT", help="UTF-8 text files.")],
     tokenizer: Annotated[
         str, typer.Option(help="Checkpoint whose tokenizer is used: the model to train.")
     ],
@@ -26,9 +26,10 @@ def main(
         bool, typer.Option(help="Put the end-of-text token, if there is one, between two files.")
     ] = True,
 ) -> Answer:
-    """Encode text once, into a file that recovery training reads where it lies.
+    """Encode text into a token file for recovery training.
 
-    Text of any length is encoded a block at a time. The file is one flat numpy array of ids.
+    Text of any length is encoded, a block at a time, into one flat numpy array of ids, which
+    training reads where it lies.
     """
     from mobilekit.core.errors import UsageError
     from mobilekit.core.files import check_writable
