@@ -106,7 +106,8 @@ def launched(device: str) -> Iterator[Ranks]:
             CPUs.
 
     Raises:
-        UsageError: If the environment speaks of several processes, but not of all that it takes.
+        UsageError: If the environment speaks of several processes, but not of all that it takes,
+            or there are more of them than GPUs.
     """
     size = os.environ.get("WORLD_SIZE", "1")
     if size == "1":
@@ -124,7 +125,13 @@ def launched(device: str) -> Iterator[Ranks]:
 
     kind = choose_device(device).type
     if kind == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        gpus, local_rank = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
+        if local_rank >= gpus:
+            raise UsageError(
+                f"torchrun started more processes on this machine than its {gpus} GPUs",
+                hint=f"Use --nproc-per-node {gpus}, or --device cpu.",
+            )
+        torch.cuda.set_device(local_rank)
     dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=_PATIENCE)
     mesh = init_device_mesh(kind, (dist.get_world_size(),))
     yield Ranks(dist.get_rank(), dist.get_world_size(), mesh)

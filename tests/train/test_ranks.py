@@ -162,3 +162,17 @@ def test_one_process_speaks_for_all(
         else:
             assert json.loads(said.out) == {"a": 1}
             assert len(said.err.splitlines()) == lines
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "1"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "29999")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    with (
+        pytest.raises(UsageError, match="more processes on this machine than its 1 GPUs"),
+        launched("cuda"),
+    ):
+        pass

@@ -5,7 +5,7 @@ its sum stays as it is; they are compared in stages, the last one against the pa
 
     groups = (Group("attention", (10,) * 32), Group("mlp", (10,) * 32))
     settings = EvolutionSettings(offspring=16, generations=200, survivors=(8, 4, 2, 1))
-    with joined():  # does nothing without torchrun
+    with launched(device):  # of train.ranks; does nothing without torchrun
         found = evolve(uniform(groups, 5), groups, fanned_out(evaluate), settings,
                        state_path=workdir / "search.json", identity={"checkpoint": digest})
 
@@ -15,7 +15,7 @@ of errors within a budget.
 
 from .allocation import Allocation, allocate
 from .mutation import mutate, offspring
-from .ranks import Evaluate, EvaluateMany, fanned_out, from_first, joined, place
+from .ranks import Evaluate, EvaluateMany, fanned_out, from_first, place
 from .record import GenerationRecord, SearchRecord
 from .sampling import count_states, random_states
 from .search import EvolutionResult, evolve
@@ -38,7 +38,6 @@ __all__ = [
     "evolve",
     "fanned_out",
     "from_first",
-    "joined",
     "mutate",
     "offspring",
     "place",

@@ -6,9 +6,8 @@ everything is plain calls.
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -42,39 +41,9 @@ def place() -> tuple[int, int]:
     if _launched() and os.environ["WORLD_SIZE"] != "1":
         raise UsageError(
             f"torchrun started {os.environ['WORLD_SIZE']} processes, but they are not joined",
-            hint="Run the search inside `with mobilekit.compress.evolution.joined():`.",
+            hint="Run the search inside `with mobilekit.train.ranks.launched(device):`.",
         )
     return 0, 1
-
-
-@contextlib.contextmanager
-def joined() -> Iterator[None]:
-    """Join the processes of torchrun while the block runs: gloo on the CPU, NCCL on GPUs.
-
-    Nothing happens without torchrun, or where torch.distributed is initialised already.
-
-    Raises:
-        UsageError: If there are GPUs, but fewer than processes.
-    """
-    import torch
-    from torch import distributed
-
-    if not _launched() or distributed.is_initialized():
-        yield
-        return
-    gpus, local_rank = torch.cuda.device_count(), int(os.environ["LOCAL_RANK"])
-    if 0 < gpus <= local_rank:
-        raise UsageError(
-            f"torchrun started more processes on this machine than its {gpus} GPUs",
-            hint=f"Use --nproc-per-node {gpus}, or set CUDA_VISIBLE_DEVICES= to use the CPU.",
-        )
-    if gpus:
-        torch.cuda.set_device(local_rank)
-    distributed.init_process_group("nccl" if gpus else "gloo")
-    try:
-        yield
-    finally:
-        distributed.destroy_process_group()
 
 
 def _ignore(count: int) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mobilekit.compress.evolution import fanned_out, joined
+from mobilekit.compress.evolution import fanned_out
 from mobilekit.core.errors import UsageError
 
 from .toy import SETTINGS, START, search, told
@@ -120,7 +120,7 @@ def test_a_state_that_cannot_be_read_ends_every_rank(tmp_path: Path) -> None:
     _, err = process.communicate(timeout=300)
     assert process.returncode != 0
     assert "is not valid JSON" in err
-    assert "rank 0 could not begin the search" in err
+    assert "rank 0 failed while the others waited" in err
 
 
 def test_processes_of_torchrun_that_are_not_joined_are_refused(
@@ -130,14 +130,3 @@ def test_processes_of_torchrun_that_are_not_joined_are_refused(
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="torchrun started 2 processes, but they are not joined"):
         fanned_out(lambda candidate, generation, stage: 0.0)([START], 0, 0)
-
-
-def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    with (
-        pytest.raises(UsageError, match="more processes on this machine than its 1 GPUs"),
-        joined(),
-    ):
-        pass

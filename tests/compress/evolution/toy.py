@@ -19,12 +19,12 @@ from mobilekit.compress.evolution import (
     State,
     evolve,
     fanned_out,
-    joined,
     place,
     uniform,
 )
 from mobilekit.core.errors import UsageError
 from mobilekit.core.files import atomic_write_json, sha256_json
+from mobilekit.train.ranks import launched
 
 GROUPS = (Group("attention", (4, 4, 4)), Group("mlp", (4, 4, 4)))
 START = uniform(GROUPS, 2)
@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.0)
     parser.add_argument("--fail-on-rank", type=int, default=-1)
     arguments = parser.parse_args()
-    with joined():
+    with launched("cpu"):
         result = search(arguments.folder / "search.json", arguments.seconds, arguments.fail_on_rank)
         atomic_write_json(arguments.folder / f"rank{place()[0]}.json", told(result))
 
