@@ -29,7 +29,7 @@ def finetune(model: nn.Module, batches: Sequence[Tensor], learning_rate: float =
         The loss of the last step before its update, in nats a token; NaN or infinite where the
         training diverged, NaN where there is no sequence.
 
-    Source: DarwinLM, section 3.3, and its code: AdamW at 1e-5, a batch of one sequence.
+    Source: DarwinLM, training-aware selection: AdamW at 1e-5, a batch of one sequence.
     """
     trained: Any = model
     device = next(model.parameters()).device
