@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import nn
@@ -59,7 +59,10 @@ def restructure_(model: nn.Module, edits: Sequence[Edit]) -> None:
     kept = [edit for edit in edits if isinstance(edit, KeepEdit)]
     for edit in kept:
         _keep_(model, groups[edit.unit, edit.layer], edit.indices)
-    for kind in sorted({edit.unit for edit in kept}):
+    kinds = {edit.unit for edit in kept}
+    if len(kept) < len(edits):  # what is left beside a removed sub-block may be alike
+        kinds.update(family_of(model).set_count)
+    for kind in sorted(kinds):
         _set_uniform_count_(model, kind)
 
 
@@ -100,6 +103,9 @@ def replay_(model: nn.Module, plans: Sequence[Plan]) -> None:
     only fall: an edit that keeps fewer units than the config says came later and is carried out
     here; any other came before, or changed nothing. What was cut of a sub-block that was removed
     later does not matter.
+
+    Raises:
+        UsageError: If an edit cannot be carried out, or the config does not say what it could.
     """
     for plan in plans:
         _check_available(family_of(model), plan.edits)
@@ -116,6 +122,22 @@ def replay_(model: nn.Module, plans: Sequence[Plan]) -> None:
             check_keep(edit, groups)
             _keep_(model, groups[edit.unit, edit.layer], edit.indices)
     _remove_(model, blocks, edits)
+    _check_config(model, built)
+
+
+def _check_config(model: Any, built: _Groups) -> None:
+    """Refuse a config from before the layers came to be alike: no other tool could load it."""
+    said = model.config.to_dict()
+    first = {kind: group for (kind, _), group in reversed(built.items())}
+    for kind, group in first.items():
+        _set_uniform_count_(model, kind)
+        if model.config.to_dict() != said:
+            left = family_of(model).units(model, kind)[0].count
+            raise UsageError(
+                f"the plans leave {left} {kind}s in each of model.layers.*, but config.json "
+                f"asks for {group.count}",
+                hint="The config and the plans do not belong together: restore both.",
+            )
 
 
 def _is_pending(edit: Edit, built: _Groups, gone: Sequence[SubBlock]) -> TypeGuard[KeepEdit]:

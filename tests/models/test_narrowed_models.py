@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from mobilekit.core.errors import InvalidInputError
 from mobilekit.models import load, save
 from mobilekit.models.families import family_of
 from mobilekit.models.modules.removed import RemovedAttention, has_attention
@@ -162,6 +164,18 @@ def test_plain_transformers_reloads_what_is_alike_in_all_layers(
     # and on from there, in a way that no config can say
     smaller = narrowed(load(path, device="cpu"), [head(1, 0), remove("attention", 0)])
     assert torch.equal(logits(load(save(smaller, tmp_path / "b"), device="cpu")), logits(smaller))
+
+
+def test_layers_that_are_alike_once_another_is_gone_are_in_the_config(tmp_path: Path) -> None:
+    cut = [head(1, 0, 2, 4, 6), head(2, 1, 3, 5, 7), channel(0, 1, 2), channel(2, 5, 6)]
+    small = narrowed(MODELS("qwen2"), cut, [remove("attention", 0), remove("mlp", 1)])
+    assert counts(small.config) == [4, KV_HEADS, HEAD_DIM, 2]
+    loaded = load(save(small, tmp_path / "out"), device="cpu")
+    assert torch.equal(logits(loaded), logits(small))
+    file = tmp_path / "out" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "intermediate_size": WIDTH}))
+    with pytest.raises(InvalidInputError, match=r"leave 2 channels .* config.json asks for 96"):
+        load(tmp_path / "out", device="cpu")
 
 
 def test_a_config_that_the_class_refuses_stays_as_it_was(

@@ -21,8 +21,9 @@ def set_heads(model: Any, _count: int) -> None:
     if len(shapes) != 1 or not all(one.is_stock for one in found):
         return
     heads, kv_heads, dim = shapes.pop()
-    values = {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": dim}
-    if _write(model.config, values):
+    values = {"num_attention_heads": heads, "num_key_value_heads": kv_heads}
+    is_said = all(getattr(model.config, name) == value for name, value in values.items())
+    if is_said or _write(model.config, {**values, "head_dim": dim}):
         for one in found:
             one.module.config = shared_config(one.module)  # which now says what the layer has
 
