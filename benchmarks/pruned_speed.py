@@ -98,6 +98,8 @@ def measured(checkpoint: Path, given: Any) -> list[dict[str, Any]]:
             precisions=given.precisions,
             context_length=CONTEXT,
         )
+    if given.export_only:
+        return []
     found = []
     for item in open_bundle(bundle).manifest.artifacts:
         path = given.work / "timings" / f"{checkpoint.name}-{item.id}.json"
@@ -160,6 +162,7 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", default=["fp32", "int4"])
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--export-only", action="store_true", help="time later, on an idle machine")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     given = parser.parse_args()
@@ -169,6 +172,8 @@ def main() -> None:
         path = pruned(source, given.work, sparsity) if sparsity else source
         facts = describe(path)
         found[sparsity] = {"parameters": facts["parameters"], "artifacts": measured(path, given)}
+    if given.export_only:
+        return
     text = table(found)
     console.emit(text)
     if given.json is not None:

@@ -38,7 +38,7 @@ class RemoveEdit(StrictModel):
     """Remove one sub-block; the residual stream passes through."""
 
     op: Literal["remove"] = "remove"
-    unit: str = Field(description="Kind of unit: block, ...")
+    unit: str = Field(description="Which sub-block: attention or mlp.")
     layer: int = Field(ge=0)
 
 
