@@ -46,6 +46,8 @@ VARIANTS = (
     "random",
     "evopress",
     "darwin",
+    "evopress from zip_dp",
+    "darwin from zip_dp",
 )
 SCORES = {"uniform_wanda": "wanda", "uniform_magnitude": "magnitude"}
 SEQUENCE, BATCH = 128, 16
@@ -130,10 +132,11 @@ def measured(model: nn.Module, teacher: Teacher) -> dict[str, float]:
 
 def settings_of(variant: str, generations: int) -> dict[str, Any]:
     """Return the settings that a variant has."""
-    found = {name: _SEARCH[name] for name in ("levels", "channel_multiple")}
-    if variant in ("random", "evopress", "darwin"):
-        found |= dict(_SEARCH, generations=generations)
-    if variant != "darwin":
+    name, _, start = variant.partition(" from ")
+    found = {"variant": name, **{k: _SEARCH[k] for k in ("levels", "channel_multiple")}}
+    if name in ("random", "evopress", "darwin"):
+        found |= dict(_SEARCH, generations=generations, start=start or "uniform")
+    if name != "darwin":
         found.pop("finetune_tokens", None)
     return found
 
@@ -150,7 +153,6 @@ def cell(
         "darwinlm",
         data=data,
         workdir=folder / "database" / score,
-        variant=variant,
         sparsity=given.sparsity,
         seed=seed,
         **settings_of(variant, given.generations),
@@ -219,6 +221,7 @@ def claims(runs: list[dict[str, Any]]) -> list[str]:
         ("(ii) KL of evopress / uniform", "evopress", "uniform", "once", "kl"),
         ("(iii) KL of evopress / random", "evopress", "random", "once", "kl"),
         ("(iii) KL of evopress / zip_dp", "evopress", "zip_dp", "once", "kl"),
+        ("evopress from zip_dp / zip_dp", "evopress from zip_dp", "zip_dp", "once", "kl"),
         ("(iv) KL of darwin / evopress", "darwin", "evopress", "recovered", "kl"),
         ("(iv) loss of darwin / evopress", "darwin", "evopress", "recovered", "loss"),
     ]

@@ -14,6 +14,7 @@ Variant = Literal[
     "darwin", "evopress", "random", "zip_dp", "uniform", "uniform_wanda", "uniform_magnitude"
 ]
 Score = Literal["obs", "wanda", "magnitude"]
+Start = Literal["uniform", "zip_dp"]
 GroupMode = Literal["even", "whole", "free"]
 
 VARIANTS: dict[Variant, VariantInfo] = {
@@ -27,6 +28,7 @@ VARIANTS: dict[Variant, VariantInfo] = {
 }
 SEARCHES: frozenset[str] = frozenset({"darwin", "evopress", "random"})
 _SEARCH_ONLY = (
+    "start",
     "offspring",
     "generations",
     "survivors",
@@ -86,6 +88,11 @@ class DarwinConfig(MethodConfig):
     calibration_length: int = Field(default=256, ge=2, description="Tokens in a sequence.")
     calibration_batch_size: PositiveInt = Field(
         default=8, description="Sequences at once: speed and memory, not the result."
+    )
+    start: Start = Field(
+        default="uniform",
+        description="Where a search begins: 'uniform' (as published), or 'zip_dp' (by layer "
+        "errors, which decide how much attention and MLP lose; a search keeps those shares).",
     )
     offspring: PositiveInt = Field(default=16, description="Candidates a generation.")
     generations: PositiveInt = Field(default=200, description="Generations.")

@@ -28,7 +28,7 @@ from mobilekit.core.files import sha256_bytes, sha256_json
 from mobilekit.core.seeds import generator
 from mobilekit.train.finetune import finetune
 
-from .config import DarwinConfig
+from .config import SEARCHES, DarwinConfig
 from .fitness import Teacher, drawn, rows_of
 from .grid import Grid, uniform_levels
 from .stitch import as_state, choice, groups, stitched
@@ -82,15 +82,12 @@ class Search:
 
     def run(self) -> Found:
         """Choose the levels by the variant."""
-        start = self.uniform()
-        match self._config.variant:
-            case "zip_dp":
-                return Found(self._least_error(self._parameters(start)))
-            case "random":
-                return self._best_of_random(start)
-            case "evopress" | "darwin":
-                return self._evolved(start)
-        return Found(start)
+        variant, start = self._config.variant, self.uniform()
+        if variant == "zip_dp" or (variant in SEARCHES and self._config.start == "zip_dp"):
+            start = self._least_error(self._parameters(start))
+        if variant == "random":
+            return self._best_of_random(start)
+        return self._evolved(start) if variant in SEARCHES else Found(start)
 
     def uniform(self) -> State:
         """Return the start: every kind of unit at the target, as even as levels allow.
@@ -101,12 +98,15 @@ class Search:
         start = tuple(
             uniform_levels(list(group.most), self._config.sparsity) for group in groups(self._grids)
         )
-        if not attends(self._grids, start):
+        self._check_attention(start)
+        return start
+
+    def _check_attention(self, state: State) -> None:
+        if not attends(self._grids, state):
             raise UsageError(
                 f"a sparsity of {self._config.sparsity:g} would leave no layer any attention",
                 hint="Choose a smaller one, more levels, or remove_blocks=false.",
             )
-        return start
 
     def _parameters(self, state: State) -> int:
         flat = [level for group in state for level in group]
@@ -124,7 +124,9 @@ class Search:
 
     def _least_error(self, budget: int) -> State:
         errors = [self._database.entry(grid).relative() for grid in self._grids]
-        return as_state(allocate(errors, self._costs, budget).levels, self._grids)
+        state = as_state(allocate(errors, self._costs, budget).levels, self._grids)
+        self._check_attention(state)
+        return state
 
     def _evolved(self, start: State) -> Found:
         config = self._config

@@ -203,6 +203,21 @@ def test_the_start_is_never_beaten_by_the_result_on_the_same_data(
     assert all(entry["fitness"] <= entry["parent"] for entry in generations)
 
 
+def test_a_search_can_begin_at_the_layer_errors(
+    tiny: Callable[[str], nn.Module], tmp_path: Path
+) -> None:
+    model = tiny("llama")
+    least = make(model, tmp_path / "db", variant="zip_dp")
+    plan = make(model, tmp_path / "db", variant="evopress", start="zip_dp")
+    for unit in ("head", "channel"):
+        expected, found = (
+            sum(row["level"] for row in p.scores["layers"] if row["unit"] == unit)
+            for p in (least, plan)
+        )
+        assert found == expected
+    assert least.edits != make(model, tmp_path / "db", variant="uniform").edits
+
+
 def test_two_plans_are_the_same_and_the_second_uses_what_is_there(
     tiny: Callable[[str], nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
