@@ -47,7 +47,6 @@ VARIANTS = (
     "evopress",
     "darwin",
     "evopress from zip_dp",
-    "darwin from zip_dp",
 )
 SCORES = {"uniform_wanda": "wanda", "uniform_magnitude": "magnitude"}
 SEQUENCE, BATCH = 128, 16
@@ -221,7 +220,7 @@ def claims(runs: list[dict[str, Any]]) -> list[str]:
         ("(ii) KL of evopress / uniform", "evopress", "uniform", "once", "kl"),
         ("(iii) KL of evopress / random", "evopress", "random", "once", "kl"),
         ("(iii) KL of evopress / zip_dp", "evopress", "zip_dp", "once", "kl"),
-        ("evopress from zip_dp / zip_dp", "evopress from zip_dp", "zip_dp", "once", "kl"),
+        ("KL of evopress from zip_dp / zip_dp", "evopress from zip_dp", "zip_dp", "once", "kl"),
         ("(iv) KL of darwin / evopress", "darwin", "evopress", "recovered", "kl"),
         ("(iv) loss of darwin / evopress", "darwin", "evopress", "recovered", "loss"),
     ]
