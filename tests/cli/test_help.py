@@ -54,12 +54,13 @@ def test_init_writes_a_recipe_and_does_not_overwrite(tmp_path: Path) -> None:
 
 def test_json_is_one_document() -> None:
     done = run("methods", "--json")
-    assert [entry["name"] for entry in json.loads(done.stdout)] == ["aimer"]
+    assert [entry["name"] for entry in json.loads(done.stdout)] == ["aimer", "darwinlm"]
 
 
 def test_methods_says_what_a_method_does() -> None:
-    (aimer,) = json.loads(run("methods", "--json").stdout)
+    aimer, darwinlm = json.loads(run("methods", "--json").stdout)
     assert aimer["summary"].startswith("Remove the experts")
+    assert darwinlm["summary"].startswith("Remove query heads")
 
 
 def test_methods_says_what_each_variant_needs() -> None:

@@ -205,7 +205,7 @@ def test_stock_loading_fails_where_the_config_is_stale(
     config = json.loads((path / "config.json").read_text())
     assert config["num_local_experts"] == 4
     (path / "config.json").write_text(json.dumps({**config, "num_local_experts": 8}))
-    with pytest.raises(InvalidInputError, match=r"lack .*experts\.4\."):
+    with pytest.raises(InvalidInputError, match="the plans leave 4 experts"):
         mk.load(path, device="cpu")
 
 

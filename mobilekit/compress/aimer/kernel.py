@@ -156,7 +156,7 @@ def _row_sums(rows: Tensor) -> tuple[Tensor, Tensor]:
         return _wide_sums(rows)
     blocks = rows.shape[1] // native.BLOCK
     done = blocks * native.BLOCK
-    absolute, squared = _narrow_sums(rows[:, :done].reshape(-1, blocks, *_PAIRS))
+    absolute, squared = _narrow_sums(rows[:, :done].reshape(len(rows), blocks, *_PAIRS))
     rest = _wide_sums(rows[:, done:])
     least, most = native.SQUARES
     sound = (absolute == 0) | (squared >= least) & (squared <= most)
