@@ -27,6 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import mobilekit as mk
 from mobilekit.compress.darwinlm.fitness import Teacher
 from mobilekit.compress.obs import Removal, inverse, remove_units
+from mobilekit.compress.obs.hessian import working_dtype
 from mobilekit.core import console
 from mobilekit.core.files import atomic_write, atomic_write_json
 from mobilekit.train.finetune import finetune
@@ -60,8 +61,8 @@ def plain(
             scores = work.square().sum(0) / inv.diagonal()
             j = int(torch.where(alive, scores, torch.inf).argmin())
             pivot, row = inv[j, j].clone(), inv[j].clone()
-            work -= torch.outer(work[:, j] / pivot, row)
-            inv -= torch.outer(row / pivot, row)
+            work.addr_(work[:, j] / pivot, row, alpha=-1)
+            inv.addr_(row / pivot, row, alpha=-1)
             work[:, j] = 0.0
             inv[j], inv[:, j], inv[j, j] = 0.0, 0.0, 1.0
             alive[j] = False
@@ -204,15 +205,16 @@ def main() -> None:
     )
     parser.add_argument("--rows", type=int, default=1024)
     parser.add_argument("--columns", type=int, default=4096)
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "float64"])
+    parser.add_argument("--dtypes", nargs="+", help="of the matrices; as in use where not given")
     parser.add_argument("--rounds", type=int, default=5, help="of candidates")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     given = parser.parse_args()
+    names = given.dtypes or [str(working_dtype(given.columns)).removeprefix("torch.")]
     found = {
         "threads": torch.get_num_threads(),
         "layers": [
-            measure_layer(given.rows, given.columns, getattr(torch, name)) for name in given.dtypes
+            measure_layer(given.rows, given.columns, getattr(torch, name)) for name in names
         ],
         "candidates": measure_candidates(given.rounds),
     }

@@ -8,7 +8,7 @@ from torch import Tensor
 from mobilekit.core import console
 from mobilekit.core.errors import InvalidInputError
 
-WIDE = 2048  # columns up to which sums and inverses are float64; beyond, their memory decides
+WIDE = 4096  # columns up to which sums and inverses are float64; beyond, their memory decides
 _RETRIES = 3  # of a Cholesky factorisation, each with ten times the damping
 
 
@@ -47,7 +47,7 @@ class SecondMoments:
         self.samples += rows.shape[0]
 
     def matrix(self) -> Tensor:
-        """Return H, shape (d, d), float64 up to 2048 columns, float32 beyond.
+        """Return H, shape (d, d), float64 up to 4096 columns, float32 beyond.
 
         Raises:
             InvalidInputError: If fewer samples were added than there are columns.
