@@ -116,7 +116,7 @@ def _panel(
     places = [place for ladder in ladders.values() for place in ladder]
     xs = svg.log_ticks(min(p.x for p in places), max(p.x for p in places))
     ends = [CHANCE, *(p.low for p in places), *(p.high for p in places)]
-    ys = svg.ticks(min(ends) - 2, max(ends) + 2, wanted=6)
+    ys = svg.ticks(min(ends) - 2, min(100.0, max(ends) + 2), wanted=6)
 
     def across(value: float) -> float:
         whole = math.log(xs[-1] / xs[0]) or 1.0
