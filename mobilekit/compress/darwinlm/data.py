@@ -63,8 +63,8 @@ def pools(model: nn.Module, config: DarwinConfig, data: Any) -> Pools:
         seed=config.seed,
     )
     windows = torch.cat(drawn.batches)
-    first, fitness, training = windows.split(rows)
-    batches = first.split(config.calibration_batch_size)
+    first, fitness, training = torch.split(windows, rows)
+    batches = torch.split(first, config.calibration_batch_size)
     return Pools(tuple(batches), fitness, training, {**drawn.record, "tokens": rows[0] * length})
 
 

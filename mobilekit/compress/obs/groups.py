@@ -65,5 +65,6 @@ def _solve(blocks: Tensor, right: Tensor) -> Tensor:
     """Return blocks⁻¹ · right for (U, h, h) positive blocks; pseudo-inverse where one is not."""
     factors, failed = torch.linalg.cholesky_ex(blocks)
     if bool(failed.any()):
-        return torch.linalg.pinv(blocks, hermitian=True) @ right
+        inverted: Tensor = torch.linalg.pinv(blocks, hermitian=True)
+        return inverted @ right
     return torch.cholesky_solve(right, factors)

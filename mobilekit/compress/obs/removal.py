@@ -83,7 +83,8 @@ class Selection:
 class _Engine(Protocol):
     """Removes the cheapest unit that may go, again and again."""
 
-    alive: Tensor
+    @property
+    def alive(self) -> Tensor: ...
 
     def step(self, selection: Selection) -> tuple[int, float]: ...
 
