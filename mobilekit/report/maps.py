@@ -104,7 +104,8 @@ def _span(point: Point) -> tuple[float, ...]:
 def _padded(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
     pad = (high - low) * 0.15 or abs(high) * 0.02 or 1.0
-    return low - pad, high + pad
+    bottom = low - pad
+    return max(0.0, bottom) if low >= 0 else bottom, high + pad
 
 
 def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
