@@ -33,9 +33,8 @@ IgnoreEstimates = Annotated[
 ]
 LoadingDevice = Annotated[
     str,
-    typer.Option(help="auto, cpu or cuda; a GPU by name loads the model, whatever the method."),
+    typer.Option(help="Where weights and activations are worked on: auto, cpu or cuda."),
 ]
-ON_DISK = ("auto", "cpu")  # devices with which a model need not be loaded
 _JSON = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
 _QUIET = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")]
 _VERBOSE = Annotated[bool, typer.Option("--verbose", "-v", help="More detail on stderr.")]

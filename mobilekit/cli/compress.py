@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import ON_DISK, Answer, LoadingDevice, command, megabytes, parse_settings
+from .common import Answer, LoadingDevice, command, megabytes, parse_settings
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,46 +40,81 @@ def main(
 
     Plain transformers loads it too, where its shape is still uniform. Methods that only cut, by
     the weights alone or by a plan, work file to file, whatever the size of the model; interrupted,
-    they go on where they were. Others load the model, as all do with a GPU as the device; a search
-    that was interrupted, even killed, goes on with the same command, and under torchrun it deals
-    its candidates over the processes.
+    they go on where they were. Others load the model; a search that was interrupted, even killed,
+    goes on with the same command, and under torchrun it deals its candidates over the processes.
     """
-    from mobilekit import compress
-    from mobilekit.compress.stored import applies_on_disk, compress_stored, plans_from_disk
     from mobilekit.core import console
-    from mobilekit.core.errors import UsageError
     from mobilekit.core.files import check_target
-    from mobilekit.models import describe, has_tokenizer, resolve, save
+    from mobilekit.models import has_tokenizer, resolve
     from mobilekit.schema.plan import read_plans
-    from mobilekit.train.ranks import launched
+
+    settings = parse_settings(setting or [])
+    _check(method, plan, settings)
+    check_target(out)
+    plans = read_plans(plan) if plan is not None else []  # before the weights, which take longer
+    source = resolve(model)
+    on_disk = _is_on_disk(source, method, settings, plans)
+    if not has_tokenizer(source):
+        console.warn(f"{model} has no tokenizer; the result cannot be exported without one")
+    _write(source, out, device, method, settings, plans, on_disk=on_disk)
+    return _answer(source, out)
+
+
+def _check(method: str | None, plan: Path | None, settings: dict[str, Any]) -> None:
+    """Refuse options that do not go together."""
+    from mobilekit.core.errors import UsageError
 
     if (method is None) == (plan is None):
         raise UsageError(
             "give either --method or --plan", hint="For example: --method aimer --set sparsity=0.25"
         )
-    settings, on_disk, config = parse_settings(setting or []), False, None
-    if method is not None:
-        chosen = compress.METHODS.get(method)
-        config = chosen.Config.parse(settings, f"method {method}")
-        on_disk = plans_from_disk(chosen, getattr(config, "variant", None))
-    elif setting:
+    if method is None and settings:
         raise UsageError("--set has no effect with --plan", hint="Edit the plan file instead.")
-    check_target(out)
-    plans = read_plans(plan) if plan is not None else []  # before the weights, which take longer
-    source = resolve(model)
-    if config is not None:
-        compress.check_inputs(config, source)
-    if not has_tokenizer(source):
-        console.warn(f"{model} has no tokenizer; the result cannot be exported without one")
+
+
+def _is_on_disk(
+    source: Path, method: str | None, settings: dict[str, Any], plans: list[Plan]
+) -> bool:
+    """Tell whether the files suffice; check settings and what planning will read besides."""
+    from mobilekit import compress
+    from mobilekit.compress.stored import applies_on_disk, plans_from_disk
+
+    if method is None:
+        return bool(plans) and applies_on_disk(plans)
+    chosen = compress.METHODS.get(method)
+    config = chosen.Config.parse(settings, f"method {method}")
+    compress.check_inputs(config, source)
+    return plans_from_disk(chosen, getattr(config, "variant", None))
+
+
+def _write(
+    source: Path,
+    out: Path,
+    device: str,
+    method: str | None,
+    settings: dict[str, Any],
+    plans: list[Plan],
+    *,
+    on_disk: bool,
+) -> None:
+    """Write the result; of several processes the first one does."""
+    from mobilekit.compress.stored import compress_stored
+    from mobilekit.models import save
+    from mobilekit.train.ranks import launched
+
     with launched(device) as ranks:
-        if device in ON_DISK and (on_disk or (plans and applies_on_disk(plans))):
-            if ranks.is_first:
-                compress_stored(source, out, method=method, plans=plans, **settings)
-        else:
+        if not on_disk:
             result = _in_memory(source, device, method, settings, plans)
             if ranks.is_first:
                 save(result, out, tokenizer_from=source)
+        elif ranks.is_first:
+            compress_stored(source, out, method=method, plans=plans, device=device, **settings)
         ranks.wait()
+
+
+def _answer(source: Path, out: Path) -> Answer:
+    from mobilekit.models import describe
+
     before, after = describe(source), describe(out)
     keys = ("parameters", "active_parameters", "weight_bytes")
     rows = [[key.replace("_", " "), *_row(key, before[key], after[key])] for key in keys]

@@ -39,7 +39,9 @@ def _settings(name: str, config: type[MethodConfig]) -> Answer:
     rows: list[list[str]] = []
     variants = {key: info._asdict() for key, info in config.variants.items()}
     schema: dict[str, Any] = {**config.model_json_schema(), "variants": variants}
-    for key, field in config.model_fields.items():
+    own = inspect.get_annotations(config)  # these before those that several methods share
+    fields = sorted(config.model_fields.items(), key=lambda item: item[0] not in own)
+    for key, field in fields:
         rows.append([key, repr(field.default), field.description or ""])
     lines = [f"Settings of {name}, given as --set KEY=VALUE or in a recipe:", ""]
     return Answer(

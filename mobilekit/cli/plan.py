@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import ON_DISK, Answer, LoadingDevice, command, parse_settings
+from .common import Answer, LoadingDevice, command, parse_settings
 
 if TYPE_CHECKING:
     from mobilekit.schema.plan import Plan
@@ -35,8 +35,8 @@ def main(
     """Write what a method would do, as a plan to read and edit.
 
     Methods that look at weights alone read them from the files, one after the other, whatever the
-    size of the model; interrupted, they go on where they were. Others load the model, as all do
-    with a GPU as the device. A search deals its candidates over the processes of torchrun.
+    size of the model; interrupted, they go on where they were. Others load the model. A search
+    deals its candidates over the processes of torchrun.
     """
     from mobilekit.compress.tensors import beside
     from mobilekit.core import console
@@ -74,8 +74,8 @@ def make_plan(source: str, method: str, settings: list[str], device: str) -> Pla
     compress.check_inputs(config, resolve(source))
     if not has_tokenizer(resolve(source)):
         console.warn(f"{source} has no tokenizer; it can be compressed, but not exported")
-    if device in ON_DISK and plans_from_disk(chosen, getattr(config, "variant", None)):
-        return plan_stored(source, method, **parsed)
+    if plans_from_disk(chosen, getattr(config, "variant", None)):
+        return plan_stored(source, method, device=device, **parsed)
     return compress.plan(load(source, device=device), method, **parsed)
 
 

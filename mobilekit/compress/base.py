@@ -12,6 +12,7 @@ from mobilekit.schema.plan import Edit, Plan
 from .config import MethodConfig
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from mobilekit.models.stored import StoredModel
@@ -44,8 +45,13 @@ class Method(Protocol[C]):
     weight_only: frozenset[str]
     cuts_only: bool
 
-    def read(self, stored: StoredModel) -> None:
-        """Read from a checkpoint on disk what ``plan`` needs of its weights, and its hash."""
+    def read(self, stored: StoredModel, device: torch.device) -> None:
+        """Read from a checkpoint on disk what ``plan`` needs of its weights, and its hash.
+
+        Args:
+            stored: The checkpoint, its model on the meta device.
+            device: Where the weights are worked on, a block at a time.
+        """
 
     def plan(
         self, model: nn.Module, config: C, data: Any = None, workdir: Path | None = None

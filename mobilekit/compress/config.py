@@ -44,3 +44,26 @@ class MethodConfig(StrictModel):
     def files(self) -> tuple[str, ...]:
         """Return the paths of the user's text files that planning reads."""
         return ()
+
+
+class CalibratedConfig(MethodConfig):
+    """Base of the settings of a method that may look at text."""
+
+    calibration_data: str = Field(
+        default=EMBEDDED_TEXT,
+        min_length=1,
+        description="Text to look at: 'embedded' (English of CPython's documentation, which ships) "
+        "or a UTF-8 file; text like what the model is for is better.",
+    )
+    calibration_tokens: int = Field(
+        default=65_536, ge=1, description="Tokens to look at, rounded up to whole sequences."
+    )
+    calibration_length: int = Field(default=256, ge=2, description="Tokens in a sequence.")
+    calibration_batch_size: int = Field(
+        default=8, ge=1, description="Sequences at once: speed and memory, not the result."
+    )
+
+    def files(self) -> tuple[str, ...]:
+        """Return the user's text file, where there is one."""
+        own = self.needs_data and self.calibration_data != EMBEDDED_TEXT
+        return (self.calibration_data,) if own else ()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mobilekit.core import console
+from mobilekit.core.device import choose_device
 from mobilekit.models.rewrite import save_cut
 from mobilekit.models.stored import StoredModel, open_stored
 from mobilekit.models.stored_units import Key
@@ -30,12 +31,13 @@ def applies_on_disk(plans: Sequence[Plan]) -> bool:
     return all(METHODS.get(step.method).cuts_only for step in plans)
 
 
-def plan_stored(source: str | Path, method: str, **settings: Any) -> Plan:
+def plan_stored(source: str | Path, method: str, *, device: str = "auto", **settings: Any) -> Plan:
     """Decide what ``method`` would do to a checkpoint; the same plan as ``plan`` gives.
 
     Args:
         source: Checkpoint directory, "embedded", or a hub id that is in the local cache.
         method: Name of a registered method that plans from disk.
+        device: Where weights are worked on, a block at a time.
         settings: Fields of the method's ``Config``.
 
     Raises:
@@ -43,7 +45,7 @@ def plan_stored(source: str | Path, method: str, **settings: Any) -> Plan:
         InvalidInputError: As ``plan``; also if a file is damaged, or a weight not finite.
         UnsupportedModelError: As ``plan``; also if units cannot be told apart on disk.
     """
-    return plan(_read(source, METHODS.get(method)).model, method, **settings)
+    return plan(_read(source, METHODS.get(method), device).model, method, **settings)
 
 
 def compress_stored(
@@ -52,6 +54,7 @@ def compress_stored(
     *,
     method: str | None = None,
     plans: Sequence[Plan] = (),
+    device: str = "auto",
     **settings: Any,
 ) -> list[Plan]:
     """Write the compressed checkpoint; the same as loading, applying and saving it.
@@ -64,6 +67,7 @@ def compress_stored(
         out: Directory to create.
         method: Method to plan with, or ``None``.
         plans: Plans to carry out where there is no method, in order.
+        device: Where weights are worked on, a block at a time.
         settings: Fields of the method's ``Config``.
 
     Returns:
@@ -75,7 +79,7 @@ def compress_stored(
         UnsupportedModelError: If units cannot be told apart on disk.
         OutputError: If ``out`` cannot be written.
     """
-    stored = _read(source, METHODS.get(method or plans[0].method))
+    stored = _read(source, METHODS.get(method or plans[0].method), device)
     steps = [plan(stored.model, method, **settings)] if method is not None else list(plans)
     result = stored.model
     kept: dict[Key, tuple[int, ...]] = {}
@@ -88,10 +92,10 @@ def compress_stored(
     return steps
 
 
-def _read(source: str | Path, method: Method[Any]) -> StoredModel:
-    stored = open_stored(source)
+def _read(source: str | Path, method: Method[Any], device: str) -> StoredModel:
+    stored, chosen = open_stored(source), choose_device(device)
     check_units(method, stored.model)  # before anything is read
-    method.read(stored)
+    method.read(stored, chosen)
     return stored
 
 

@@ -41,10 +41,10 @@ def compress(context: Context) -> None:
 def is_on_disk(recipe: Recipe) -> bool:
     """Tell whether a recipe's compression works file to file, its model never in memory.
 
-    So it is where one method does all, plans by the weights alone and only cuts, and neither
-    another dtype nor a GPU is asked for by name. The checkpoint is the same in both ways, but for
-    the shards, which are cut as the source's. A second method would read what the first has left,
-    and that is on no disk yet.
+    So it is where one method does all, plans by the weights alone and only cuts, and no other
+    dtype is asked for. The checkpoint is the same in both ways, but for the shards, which are cut
+    as the source's. A second method would read what the first has left, and that is on no disk
+    yet.
     """
     from mobilekit.compress.stored import plans_from_disk
 
@@ -52,8 +52,7 @@ def is_on_disk(recipe: Recipe) -> bool:
         return False
     (config,) = recipe.method_configs()
     method = methods.METHODS.get(recipe.compress[0].method)
-    is_cut = plans_from_disk(method, getattr(config, "variant", None))
-    return is_cut and recipe.model.device in ("auto", "cpu")
+    return plans_from_disk(method, getattr(config, "variant", None))
 
 
 def _on_disk(context: Context) -> list[Plan]:
@@ -62,9 +61,12 @@ def _on_disk(context: Context) -> list[Plan]:
 
     (step,), out = context.recipe.compress, context.compressed
     settings = {"seed": context.recipe.seed, **step.settings}
-    return replace(
-        out, lambda: compress_stored(context.source, out, method=step.method, **settings)
-    )
+    device = context.recipe.model.device
+
+    def write() -> list[Plan]:
+        return compress_stored(context.source, out, method=step.method, device=device, **settings)
+
+    return replace(out, write)
 
 
 def _in_memory(context: Context) -> list[Plan]:

@@ -288,7 +288,10 @@ def test_stored_tensors_have_the_sums_of_those_in_memory(
     with pytest.MonkeyPatch.context() as patch, BlockReader() as reader:
         patch.setattr(scan_file, "BLOCK", block)
         found = scan_file._tensor_sums(
-            lambda start, nbytes: reader.read(file, start, nbytes), read_header(file)["x"], dim
+            lambda start, nbytes: reader.read(file, start, nbytes),
+            read_header(file)["x"],
+            dim,
+            CPU,
         )
     units = tensor[None] if dim is None else tensor.movedim(dim, 0)
     for sums, expected in zip(found.tolist(), exact(units), strict=True):

@@ -21,6 +21,7 @@ from mobilekit.compress.stored import (
     plan_stored,
     plans_from_disk,
 )
+from mobilekit.core.errors import MissingDependencyError
 from mobilekit.models.families import family_for_class
 from mobilekit.models.stored import open_stored
 from mobilekit.models.tiny import TINY_MODELS, make_tiny
@@ -41,6 +42,23 @@ SPARSE = [
 @pytest.fixture(scope="module", params=SPARSE)
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_blocks_summed_on_a_gpu_give_the_same_plan(name: str, tmp_path: Path) -> None:
+    source = stored(make_tiny(name).to(torch.bfloat16), tmp_path / "source", "40KB")
+    expected = through_memory(source, tmp_path / "memory", sparsity=0.5)
+    assert plan_stored(source, "aimer", device="cuda", sparsity=0.5) == expected
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_refused_before_anything_is_read(
+    name: str, tmp_path: Path, own_cache: Path
+) -> None:
+    source = stored(make_tiny(name), tmp_path / "source", "40KB")
+    with pytest.raises(MissingDependencyError, match="no usable GPU"):
+        plan_stored(source, "aimer", device="cuda")
+    assert not (own_cache / "scans").exists()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

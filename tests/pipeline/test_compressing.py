@@ -100,7 +100,7 @@ def test_another_recipe_replaces_what_the_first_left(moe_checkpoint: Path, tmp_p
         ({"compress": [AIMER, AIMER]}, False),
         ({"compress": [{**AIMER, "variant": "reap"}]}, False),
         ({"model": {"source": "embedded", "dtype": "float32"}}, False),
-        ({"model": {"source": "embedded", "device": "cuda"}}, False),
+        ({"model": {"source": "embedded", "device": "cuda"}}, True),
     ],
 )
 def test_which_recipes_need_no_model_in_memory(changes: dict[str, Any], expected: bool) -> None:

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from mobilekit.compress.config import EMBEDDED_TEXT, MethodConfig, VariantInfo
+from mobilekit.compress.config import CalibratedConfig, VariantInfo
 from mobilekit.core.errors import UsageError
 
 Variant = Literal["aimer", "random", "magnitude", "frequency", "seer", "ean", "reap", "man", "msan"]
@@ -28,7 +28,7 @@ _TEXT = ("calibration_data", "calibration_tokens", "calibration_length")
 _CALIBRATION = (*_TEXT, "calibration_batch_size")
 
 
-class AimerConfig(MethodConfig):
+class AimerConfig(CalibratedConfig):
     """Settings of expert pruning; those of calibration concern the variants that need data."""
 
     variants: ClassVar[Mapping[str, VariantInfo]] = VARIANTS  # type: ignore[assignment]
@@ -48,19 +48,6 @@ class AimerConfig(MethodConfig):
         default=False,
         description="Remove as many as the router's top-k allows, with a warning, where the "
         "sparsity asks for more; otherwise that is an error.",
-    )
-    calibration_data: str = Field(
-        default=EMBEDDED_TEXT,
-        min_length=1,
-        description="Text that a variant with data looks at: 'embedded' (English of CPython's "
-        "documentation, which ships) or a UTF-8 file; text like what the model is for is better.",
-    )
-    calibration_tokens: int = Field(
-        default=65_536, ge=1, description="Tokens to look at, rounded up to whole sequences."
-    )
-    calibration_length: int = Field(default=256, ge=2, description="Tokens in a sequence.")
-    calibration_batch_size: int = Field(
-        default=8, ge=1, description="Sequences at once: speed and memory, not the result."
     )
 
     @model_validator(mode="after")
@@ -93,11 +80,6 @@ class AimerConfig(MethodConfig):
         if not self.needs_data:
             return _CALIBRATION
         return _TEXT if is_given_data else ()
-
-    def files(self) -> tuple[str, ...]:
-        """Return the user's text file, where there is one."""
-        chosen = self.needs_data and self.calibration_data != EMBEDDED_TEXT
-        return (self.calibration_data,) if chosen else ()
 
 
 def data_variants() -> tuple[Variant, ...]:

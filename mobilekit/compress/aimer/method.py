@@ -16,6 +16,7 @@ from mobilekit.schema.plan import KeepEdit, Plan
 from .config import AimerConfig, Variant
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from mobilekit.models.stored import StoredModel
@@ -32,7 +33,7 @@ class Aimer:
     """
 
     name = "aimer"
-    version = 1
+    version = 2  # of 16-bit weights, the ninth digit of a score
     Config = AimerConfig
     needs = frozenset({"expert"})
     after: frozenset[str] = frozenset()
@@ -40,11 +41,11 @@ class Aimer:
     weight_only = frozenset({"aimer", "random", "magnitude"})
     cuts_only = True
 
-    def read(self, stored: StoredModel) -> None:
+    def read(self, stored: StoredModel, device: torch.device) -> None:
         """Sum the experts of a stored checkpoint, so that its model can be planned for."""
         from .scan import scan
 
-        scan(stored)
+        scan(stored, device)
 
     def plan(
         self, model: nn.Module, config: AimerConfig, data: Any = None, workdir: Path | None = None

@@ -33,18 +33,21 @@ from .score import WeightSums, pooled
 
 _FORMAT = 2  # of what is kept; raise it when the sums would come out otherwise
 _MOST_READERS = 8
-_CPU = torch.device("cpu")
 
 
-def scan(stored: StoredModel) -> None:
+def scan(stored: StoredModel, device: torch.device) -> None:
     """Read a checkpoint, and let its model know its experts' sums and its content hash.
+
+    Args:
+        stored: The checkpoint.
+        device: Where blocks are summed; the sums agree to more digits than a score keeps.
 
     Raises:
         InvalidInputError: If a file cannot be read, or a weight is NaN or infinite.
     """
     units = stored_units(stored.model, ["expert"])
-    _prepare_kernels(stored)
-    found = _scan_files(stored, units)
+    _prepare_kernels(stored, device)
+    found = _scan_files(stored, units, device)
     history = provenance(stored.model)
     known = {path: one.sha256 for path, one in found.items()}
     digest = checkpoint_hash(stored.path, known)
@@ -56,13 +59,13 @@ def scan(stored: StoredModel) -> None:
     )
 
 
-def _prepare_kernels(stored: StoredModel) -> None:
+def _prepare_kernels(stored: StoredModel, device: torch.device) -> None:
     """Build what is worth building for the whole checkpoint; a single block never is."""
     sizes: dict[str, int] = {}
     for entry in stored.table.values():
         sizes[entry.dtype] = sizes.get(entry.dtype, 0) + entry.nbytes
     for name, size in sizes.items():
-        choose_kernel(_CPU, getattr(torch, FLOATS[name]), size)
+        choose_kernel(device, getattr(torch, FLOATS[name]), size)
 
 
 def _of_group(
@@ -82,7 +85,9 @@ def _of_group(
     return pooled([torch.cat([total(own) for own in parts])], elements)
 
 
-def _scan_files(stored: StoredModel, units: Mapping[str, StoredUnits]) -> dict[Path, FileScan]:
+def _scan_files(
+    stored: StoredModel, units: Mapping[str, StoredUnits], device: torch.device
+) -> dict[Path, FileScan]:
     entries: dict[Path, dict[str, TensorEntry]] = {file: {} for file in stored.files}
     for name, entry in stored.table.items():
         entries[entry.file][name] = entry
@@ -115,7 +120,7 @@ def _scan_files(stored: StoredModel, units: Mapping[str, StoredUnits]) -> dict[P
                 with lock:
                     bar.advance(nbytes, file.name)
 
-            one = scan_file(stored.path, file, entries[file], units, advance)
+            one = scan_file(stored.path, file, entries[file], units, advance, device)
             _keep(folder, file, key, one)
             return file, one
 

@@ -42,6 +42,7 @@ def scan_file(
     entries: Mapping[str, TensorEntry],
     units: Mapping[str, StoredUnits],
     advance: Callable[[int], None],
+    device: torch.device,
 ) -> FileScan:
     """Read one file from its first byte to its last.
 
@@ -53,6 +54,7 @@ def scan_file(
         entries: The model's tensors in it.
         units: Which experts each stored tensor holds.
         advance: Told the bytes of each block as they are read.
+        device: Where blocks are summed.
 
     Raises:
         InvalidInputError: If the file cannot be read, or a weight is NaN or infinite.
@@ -74,7 +76,7 @@ def scan_file(
         for name, entry in sorted(entries.items(), key=lambda item: item[1].start):
             _read_over(read, end, entry.start)
             held = units.get(name)
-            found = _tensor_sums(read, entry, held.dim if held is not None else None)
+            found = _tensor_sums(read, entry, held.dim if held is not None else None, device)
             _check_finite(path, name, found, held)
             if held is not None and held.scored:
                 sums[name] = found
@@ -89,7 +91,7 @@ def _read_over(read: Read, start: int, stop: int) -> None:
         read(begin, min(BLOCK, stop - begin))
 
 
-def _tensor_sums(read: Read, entry: TensorEntry, dim: int | None) -> Tensor:
+def _tensor_sums(read: Read, entry: TensorEntry, dim: int | None, device: torch.device) -> Tensor:
     """Return the sums of a stored tensor at each index of ``dim``, shape (K, 4).
 
     Rows stay whole, so the sums are those of the tensor in memory, to the last bit.
@@ -105,7 +107,8 @@ def _tensor_sums(read: Read, entry: TensorEntry, dim: int | None) -> Tensor:
         row = nbytes // rows
         step = max(1, BLOCK // row) * row
         for begin in range(start, start + nbytes, step):
-            yield read(entry.start + begin, min(step, start + nbytes - begin)).view(dtype)
+            block = read(entry.start + begin, min(step, start + nbytes - begin))
+            yield block.view(dtype).to(device)
 
     if outer > 1:
         spans = (b.view(-1, count, *inner).movedim(1, 0) for b in blocks(0, entry.nbytes, outer))

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from mobilekit.compress.config import EMBEDDED_TEXT, MethodConfig, VariantInfo
+from mobilekit.compress.config import CalibratedConfig, VariantInfo
 from mobilekit.core.errors import UsageError
 
 Variant = Literal[
@@ -39,7 +39,7 @@ _SEARCH_ONLY = (
 _FINETUNE_ONLY = ("finetune_tokens", "finetune_learning_rate", "finetune_pool")
 
 
-class DarwinConfig(MethodConfig):
+class DarwinConfig(CalibratedConfig):
     """Settings of structured pruning; the defaults of the search are the published ones."""
 
     variants: ClassVar[Mapping[str, VariantInfo]] = VARIANTS  # type: ignore[assignment]
@@ -75,19 +75,6 @@ class DarwinConfig(MethodConfig):
         gt=0.0,
         allow_inf_nan=False,
         description="Share of the mean diagonal of a Hessian that is added to it.",
-    )
-    calibration_data: str = Field(
-        default=EMBEDDED_TEXT,
-        min_length=1,
-        description="Text to look at: 'embedded' (English of CPython's documentation, which ships) "
-        "or a UTF-8 file; text like what the model is for is better.",
-    )
-    calibration_tokens: PositiveInt = Field(
-        default=65_536, description="Tokens for the Hessians, rounded up to whole sequences."
-    )
-    calibration_length: int = Field(default=256, ge=2, description="Tokens in a sequence.")
-    calibration_batch_size: PositiveInt = Field(
-        default=8, description="Sequences at once: speed and memory, not the result."
     )
     start: Start = Field(
         default="uniform",
@@ -170,8 +157,3 @@ class DarwinConfig(MethodConfig):
         if self.variant not in SEARCHES:
             unused += _SEARCH_ONLY
         return unused if self.variant == "darwin" else unused + _FINETUNE_ONLY
-
-    def files(self) -> tuple[str, ...]:
-        """Return the user's text file, where there is one."""
-        own = self.needs_data and self.calibration_data != EMBEDDED_TEXT
-        return (self.calibration_data,) if own else ()

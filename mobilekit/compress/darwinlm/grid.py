@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,6 +31,7 @@ class Grid:
         projection: Path of the output projection.
         removed: Units that are gone at each level, from 0 on; all of them at the last level means
             that the sub-block is removed.
+        steps: The level at which everything would be gone, whether or not the search may go there.
         runs: Runs of units that lose as many each (query heads of a key-value head), or 1.
     """
 
@@ -38,6 +41,7 @@ class Grid:
     width: int
     projection: str
     removed: tuple[int, ...]
+    steps: int
     runs: int
 
     @property
@@ -66,7 +70,10 @@ def grids(model: nn.Module, config: DarwinConfig) -> tuple[list[Grid], list[str]
     family = family_of(model)
     skipped = []
     head = "kv_head" if config.group_mode == "whole" else "head"
-    found = [_head_grid(group, config) for group in family.units(model, head)]
+    heads = family.units(model, head)
+    # the last attention must stay: without it, no token would see another
+    may_go = config.remove_blocks and len(heads) > 1
+    found = [_head_grid(group, config, may_go=may_go) for group in heads]
     if "channel" in family.units_of:
         found += [_channel_grid(group, config) for group in family.units(model, "channel")]
     else:
@@ -94,10 +101,10 @@ def output_projection(group: UnitGroup) -> Slice:
     return found
 
 
-def _head_grid(group: UnitGroup, config: DarwinConfig) -> Grid:
+def _head_grid(group: UnitGroup, config: DarwinConfig, *, may_go: bool) -> Grid:
     runs = _runs(group, config.group_mode)
     counts = spread_counts(group.count // runs, config.levels, 1)
-    return _grid(group, [count * runs for count in counts], runs, config)
+    return _grid(group, [count * runs for count in counts], runs, may_go=may_go)
 
 
 def _runs(group: UnitGroup, mode: GroupMode) -> int:
@@ -120,7 +127,7 @@ def _channel_grid(group: UnitGroup, config: DarwinConfig) -> Grid:
             f"{config.levels} levels of {group.count} channels in steps of {multiple} coincide",
             hint=f"Use at most {len(counts)} levels, or a smaller channel_multiple.",
         )
-    return _grid(group, counts, 1, config)
+    return _grid(group, counts, 1, may_go=config.remove_blocks)
 
 
 def _multiple(count: int, steps: int) -> int:
@@ -141,7 +148,7 @@ def spread_counts(count: int, levels: int, multiple: int) -> list[int]:
     return [*sorted(value for value in inner if value < count), count]
 
 
-def _grid(group: UnitGroup, removed: list[int], runs: int, config: DarwinConfig) -> Grid:
+def _grid(group: UnitGroup, removed: list[int], runs: int, *, may_go: bool) -> Grid:
     projection = output_projection(group)
     return Grid(
         layer=group.layer,
@@ -149,12 +156,13 @@ def _grid(group: UnitGroup, removed: list[int], runs: int, config: DarwinConfig)
         count=group.count,
         width=projection.width,
         projection=projection.module,
-        removed=tuple(removed if config.remove_blocks else removed[:-1]),
+        removed=tuple(removed if may_go else removed[:-1]),
+        steps=len(removed) - 1,
         runs=runs,
     )
 
 
-def uniform_levels(most: list[int], sparsity: float) -> tuple[int, ...]:
+def uniform_levels(grids: Sequence[Grid], sparsity: float) -> tuple[int, ...]:
     """Return levels as even over the layers as their sum, the nearest to the target, allows.
 
     Where the sum is no multiple of the number of layers, the layers with the higher level are
@@ -163,11 +171,14 @@ def uniform_levels(most: list[int], sparsity: float) -> tuple[int, ...]:
     Raises:
         UsageError: If the target is beyond the last level of every layer.
     """
-    total = round(sparsity * sum(most))
-    if sparsity > 0.0 and total == 0:
+    most = [grid.most for grid in grids]
+    total = math.floor(sparsity * sum(grid.steps for grid in grids) + 0.5)
+    if total > sum(most):
+        reached = sum(grid.removed[-1] for grid in grids) / sum(grid.count for grid in grids)
         raise UsageError(
-            f"a sparsity of {sparsity:g} is less than one level of one layer",
-            hint=f"Ask for at least {1 / sum(most):.3f}, or for more levels.",
+            f"a sparsity of {sparsity:g} is beyond the last levels of {grids[0].unit}s, which "
+            f"remove {reached:.0%}",
+            hint="Choose a smaller one, or remove_blocks=true.",
         )
     levels = [0] * len(most)
     for step in range(max(most)):

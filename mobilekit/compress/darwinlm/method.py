@@ -17,6 +17,7 @@ from mobilekit.schema.plan import Plan
 from .config import DarwinConfig
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from mobilekit.models.stored import StoredModel
@@ -45,7 +46,7 @@ class DarwinLM:
     weight_only: frozenset[str] = frozenset()
     cuts_only = False
 
-    def read(self, stored: StoredModel) -> None:
+    def read(self, stored: StoredModel, device: torch.device) -> None:
         """Not available: calibration runs the model.
 
         Raises:
@@ -139,17 +140,11 @@ _SEARCH = set(DarwinConfig.model_fields) - {
 }
 
 
-def _database(
-    model: nn.Module,
-    layers: Sequence[Grid],
-    config: DarwinConfig,
-    drawn: Pools,
-    workdir: Path | None,
-) -> Database:
-    """Open the database for a model and its calibration, new or as far as it is made."""
-    from .database import Database
-
-    identity = {
+def _identity(
+    model: nn.Module, layers: Sequence[Grid], config: DarwinConfig, drawn: Pools
+) -> dict[str, Any]:
+    """Return what a database is made for."""
+    return {
         "parent": _content(model),
         "calibration": drawn.record["sha256"],
         "tokens": sha256_json([batch.tolist() for batch in drawn.calibration]),
@@ -157,8 +152,6 @@ def _database(
         "settings": config.model_dump(mode="json", exclude=_SEARCH),
         "layers": [[grid.key, list(grid.removed)] for grid in layers],
     }
-    folder = workdir or cache_root() / "darwinlm" / sha256_json(identity)[:32]
-    return Database(folder, identity)
 
 
 def _content(model: nn.Module) -> str:
@@ -184,20 +177,30 @@ def _made(
     drawn: Pools,
     workdir: Path | None,
 ) -> Database:
-    """Return the whole database; of several ranks the first makes what it lacks."""
+    """Return the database, gone on with or new; of several ranks the first makes what it lacks."""
     from mobilekit.compress.calibration import evaluating
     from mobilekit.compress.evolution import from_first
     from mobilekit.core.device import choose_device
 
     from .build import build
+    from .database import Database
+
+    identity = _identity(model, layers, config, drawn)
+    folder = workdir or cache_root() / "darwinlm" / sha256_json(identity)[:32]
 
     def made() -> None:
-        database = _database(model, layers, config, drawn, workdir)
         with evaluating(model):
-            build(model, layers, drawn.calibration, config, database, choose_device("auto"))
+            build(
+                model,
+                layers,
+                drawn.calibration,
+                config,
+                Database(folder, identity),
+                choose_device("auto"),
+            )
 
     from_first(made)
-    return _database(model, layers, config, drawn, workdir)
+    return Database(folder, identity)
 
 
 def _key(config: DarwinConfig) -> str:

@@ -93,11 +93,16 @@ class Search:
         """Return the start: every kind of unit at the target, as even as levels allow.
 
         Raises:
-            UsageError: If no layer would have attention left.
+            UsageError: If nothing would go, more than the levels have, or all attention.
         """
-        start = tuple(
-            uniform_levels(list(group.most), self._config.sparsity) for group in groups(self._grids)
-        )
+        sparsity = self._config.sparsity
+        kinds = [[g for g in self._grids if g.unit == k.name] for k in groups(self._grids)]
+        start = tuple(uniform_levels(kind, sparsity) for kind in kinds)
+        if not any(map(sum, start)):
+            raise UsageError(
+                f"a sparsity of {sparsity:g} is less than half a level of one layer",
+                hint="Ask for more, or for more levels.",
+            )
         self._check_attention(start)
         return start
 
@@ -201,7 +206,12 @@ class Search:
         count = min(wanted, count_states(every, sums(start)))
         accept = self._accept(start)
         drawn_states = random_states(every, sums(start), count, seed=config.seed)
-        states = [state for state in (start, *drawn_states) if accept(state)]
+        states = [state for state in drawn_states if accept(state)]
+        if not states:
+            raise UsageError(
+                f"none of {count} random allocations comes near enough to the target",
+                hint="Widen the tolerance, or use more levels.",
+            )
         values: list[float] = []
         compared = fanned_out(self.fitness)
         with console.progress(len(states), "random allocations", announce=True) as bar:

@@ -125,11 +125,7 @@ def _sizes_at(model: nn.Module, chosen: Sequence[tuple[Grid, int]]) -> list[int]
 def _any(grid: Grid, left: int) -> tuple[int, ...]:
     """Return some units to keep, as many of every run."""
     run = grid.count // grid.runs
-    return (
-        tuple(r * run + k for r in range(grid.runs) for k in range(left // grid.runs))
-        if grid.runs > 1
-        else tuple(range(left))
-    )
+    return tuple(r * run + k for r in range(grid.runs) for k in range(left // grid.runs))
 
 
 def _layer_sizes(model: nn.Module) -> list[int]:

@@ -19,7 +19,14 @@ IDENTITY: dict[str, Any] = {"parent": "sha256:1", "levels": 3}
 
 def grid(layer: int = 0) -> Grid:
     return Grid(
-        layer, "channel", 8, 1, f"model.layers.{layer}.mlp.down_proj", removed=(0, 2, 5, 8), runs=1
+        layer,
+        "channel",
+        8,
+        1,
+        f"model.layers.{layer}.mlp.down_proj",
+        removed=(0, 2, 5, 8),
+        steps=3,
+        runs=1,
     )
 
 

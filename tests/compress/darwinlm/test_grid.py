@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -10,8 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mobilekit.compress.darwinlm.config import DarwinConfig
-from mobilekit.compress.darwinlm.grid import grids, spread_counts, uniform_levels
+from mobilekit.compress.darwinlm.grid import Grid, grids, spread_counts, uniform_levels
 from mobilekit.core.errors import InvalidInputError, UsageError
+from mobilekit.models.tiny import make_tiny
 
 
 @given(count=st.integers(1, 3000), levels=st.integers(2, 40), power=st.integers(0, 5))
@@ -25,7 +27,8 @@ def test_counts_ascend_in_multiples(count: int, levels: int, power: int) -> None
     if count >= 2 * 2**power * (levels - 1):
         assert len(counts) == levels
         step = count / (levels - 1)
-        assert all(abs(v - k * step) <= 2**power / 2 for k, v in enumerate(counts[:-1]))
+        half = 2**power / 2 + 1e-6
+        assert all(abs(v - k * step) <= half for k, v in enumerate(counts[:-1]))
 
 
 def test_counts_of_the_published_models() -> None:
@@ -35,17 +38,29 @@ def test_counts_of_the_published_models() -> None:
     assert spread_counts(13824, 11, 32) == published
 
 
+def levels_of(most: list[int], steps: list[int], sparsity: float) -> tuple[int, ...]:
+    made = [
+        Grid(i, "channel", 8 * s, 1, "x", tuple(8 * k for k in range(m + 1)), s, 1)
+        for i, (m, s) in enumerate(zip(most, steps, strict=True))
+    ]
+    return uniform_levels(made, sparsity)
+
+
 @given(
-    most=st.lists(st.integers(1, 12), min_size=1, max_size=12),
+    steps=st.lists(st.integers(1, 12), min_size=1, max_size=12),
+    may_go=st.booleans(),
     sparsity=st.floats(0.0, 0.99),
 )
-def test_the_start_is_even_and_has_the_nearest_sum(most: list[int], sparsity: float) -> None:
-    total = round(sparsity * sum(most))
-    if sparsity > 0 and total == 0:
-        with pytest.raises(UsageError, match="less than one level"):
-            uniform_levels(most, sparsity)
+def test_the_start_is_even_and_has_the_nearest_sum(
+    steps: list[int], may_go: bool, sparsity: float
+) -> None:
+    most = [count if may_go else count - 1 for count in steps]
+    total = math.floor(sparsity * sum(steps) + 0.5)
+    if total > sum(most):
+        with pytest.raises(UsageError, match="beyond the last levels"):
+            levels_of(most, steps, sparsity)
         return
-    levels = uniform_levels(most, sparsity)
+    levels = levels_of(most, steps, sparsity)
     assert sum(levels) == total
     assert all(0 <= level <= limit for level, limit in zip(levels, most, strict=True))
     free = [v for v, limit in zip(levels, most, strict=True) if v < limit]
@@ -53,9 +68,13 @@ def test_the_start_is_even_and_has_the_nearest_sum(most: list[int], sparsity: fl
 
 
 def test_the_start_spreads_what_does_not_divide_over_the_depth() -> None:
-    assert uniform_levels([4] * 8, 0.5) == (2,) * 8
-    assert uniform_levels([2] * 8, 0.25) == (1, 0, 1, 0, 1, 0, 1, 0)[::-1]
-    assert sum(uniform_levels([10] * 6, 0.33)) == 20
+    assert levels_of([4] * 8, [4] * 8, 0.5) == (2,) * 8
+    assert levels_of([2] * 8, [2] * 8, 0.25) == (0, 1, 0, 1, 0, 1, 0, 1)
+    assert sum(levels_of([10] * 6, [10] * 6, 0.33)) == 20
+
+
+def test_a_target_means_the_same_where_sub_blocks_must_stay() -> None:
+    assert levels_of([9] * 4, [10] * 4, 0.5) == levels_of([10] * 4, [10] * 4, 0.5) == (5,) * 4
 
 
 def test_heads_by_mode(tiny: Callable[[str], nn.Module]) -> None:
@@ -84,6 +103,15 @@ def test_the_last_level_stays_out_where_sub_blocks_must_stay(
 ) -> None:
     found, _ = grids(tiny("llama"), DarwinConfig(levels=3, remove_blocks=False))
     assert all(grid.removed[-1] < grid.count for grid in found)
+
+
+def test_the_only_attention_cannot_go() -> None:
+    model = make_tiny("llama", num_hidden_layers=1)
+    found, _ = grids(model, DarwinConfig(levels=3))
+    (head,) = (grid for grid in found if grid.unit == "head")
+    (channel,) = (grid for grid in found if grid.unit == "channel")
+    assert head.removed[-1] < head.count
+    assert channel.removed[-1] == channel.count
 
 
 def test_coinciding_levels_are_refused(tiny: Callable[[str], nn.Module]) -> None:

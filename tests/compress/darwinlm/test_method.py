@@ -21,6 +21,7 @@ from mobilekit.compress.darwinlm.grid import grids
 from mobilekit.compress.darwinlm.search import Search
 from mobilekit.compress.darwinlm.stitch import choice, parameter_costs, stitched
 from mobilekit.core.errors import InvalidInputError, UsageError
+from mobilekit.models.tiny import make_tiny
 from mobilekit.schema.plan import Plan, RemoveEdit, read_plans
 
 SMALL: dict[str, Any] = {"levels": 5, "channel_multiple": 8}
@@ -203,6 +204,26 @@ def test_the_start_is_never_beaten_by_the_result_on_the_same_data(
     assert all(entry["fitness"] <= entry["parent"] for entry in generations)
 
 
+def test_one_layer_is_pruned_by_rule_but_not_searched(tmp_path: Path) -> None:
+    model = make_tiny("llama", num_hidden_layers=1)
+    result = mk.apply(model, make(model, tmp_path / "db", variant="uniform"))
+    assert logits(result).isfinite().all()
+    with pytest.raises(UsageError, match="no two layers can exchange a level"):
+        make(model, tmp_path / "db", variant="evopress")
+
+
+def test_random_allocations_are_all_random(
+    tiny: Callable[[str], nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = ((2, 0), (4, 0))
+    monkeypatch.setattr(searching, "random_states", lambda *_, **__: [drawn])
+    plan = make(tiny("llama"), tmp_path / "db", variant="random")
+    assert [row["level"] for row in plan.scores["layers"]] == [2, 0, 4, 0]
+    monkeypatch.setattr(searching, "random_states", lambda *_, **__: [((2, 0), (0, 0))])
+    with pytest.raises(UsageError, match="comes near enough to the target"):
+        make(tiny("llama"), tmp_path / "db", variant="random")
+
+
 def test_a_search_can_begin_at_the_layer_errors(
     tiny: Callable[[str], nn.Module], tmp_path: Path
 ) -> None:
@@ -252,7 +273,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "few tokens": ({"data": [tokens(2)]}, "32 calibration tokens cannot tell apart"),
     "lengths": ({"data": [tokens(8), tokens(8, 12)]}, "sequences of 12, 16 tokens"),
     "vocabulary": ({"data": [tokens() + 300]}, "calibration tokens have ids from"),
-    "target": ({"sparsity": 0.001}, "less than one level of one layer"),
+    "target": ({"sparsity": 0.001}, "less than half a level of one layer"),
+    "levels": ({"sparsity": 0.95, "remove_blocks": False}, "beyond the last levels of heads"),
     "survivors": ({"survivors": [2, 2], "variant": "evopress"}, "survivor"),
 }
 
